@@ -1,0 +1,83 @@
+"""What the system speaks of: sessions, statuses and changes (DESIGN §1). Values only: no I/O, no clock."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cached_property
+
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~@-]{0,127}")
+"""User and conversation ids (WIRE §1). No colon, so that Redis keys stay unambiguous. Use with ``fullmatch``."""
+
+
+class Reason(StrEnum):
+    """Why a user's status changed (WIRE §7)."""
+
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+    SIGNED_OFF = "signed-off"
+    EXPIRED = "expired"
+    REVIVED = "revived"
+    DRAINED = "drained"
+    RESTORED = "restored"
+
+
+def rfc3339(ms: int, *, timespec: str = "milliseconds") -> str:
+    """The moment ``ms`` (Unix epoch, milliseconds) as RFC 3339 in UTC with ``Z``."""
+    moment = datetime.fromtimestamp(ms / 1000, UTC)
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of one user at one moment."""
+
+    user: str
+    online: bool = False
+    version: int = 0
+    """Names the user's last change and orders it (µs of the change, made unique); 0: no change is known."""
+    last_active: int | None = None
+    """Last activity, Unix epoch in ms; None for a user never seen."""
+
+    @cached_property
+    def event(self) -> bytes:
+        """The body of the MESSAGE that tells of this change, `OnlineStatusEvent` (WIRE §5)."""
+        return json.dumps(self._event(), separators=(",", ":")).encode()
+
+    @cached_property
+    def snapshot(self) -> bytes:
+        """The same body as a snapshot."""
+        return json.dumps(self._event() | {"snapshot": True}, separators=(",", ":")).encode()
+
+    def _event(self) -> dict[str, object]:
+        timestamp = rfc3339(self.version // 1000) if self.version else None
+        return {"userId": self.user, "online": self.online, "timestamp": timestamp, "version": self.version}
+
+
+@dataclass(frozen=True)
+class Change(Status):
+    """An edge of a user's status, offline→online or online→offline."""
+
+    device: str = "web"
+    reason: Reason = Reason.CONNECTED
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One live connection of one user on one device, as its instance knows it. Times are of the monotonic clock, in s."""
+
+    user: str
+    id: str
+    device: str
+    last_beat: float
+    """When the lease was last renewed."""
+    last_input: float
+    """When the last STOMP byte came in."""
+    signed_off: bool = False
+    closed: bool = False
+    """The connection is gone: nothing may revive this session."""
+    watched: set[str] = field(default_factory=set)
+    """The users this session watches."""

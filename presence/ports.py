@@ -1,0 +1,183 @@
+"""The outside things the server needs, one Protocol each: duties, units, and the answer when a key is missing.
+
+Every method may raise its port's error (`StoreUnavailable`, `HistoryUnavailable`, `DirectoryUnavailable`) when the thing
+behind it cannot be asked within its time limit. Nobody turns that into "offline" (DESIGN §7).
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from presence.core.model import Change, Reason, Session, Status
+
+
+class Unavailable(Exception):
+    """Something outside cannot be asked now: the answer is unknown."""
+
+
+class StoreUnavailable(Unavailable):
+    """The presence store cannot be asked, or has just come back and is still settling."""
+
+
+class HistoryUnavailable(Unavailable):
+    """The history store cannot be asked."""
+
+
+class DirectoryUnavailable(Unavailable):
+    """The directory cannot be asked."""
+
+
+class TooManyConnections(Exception):
+    """The user has as many open connections as the limit allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Statuses read at one moment."""
+
+    statuses: Mapping[str, Status]
+    """One for each user asked; `Status(user)` when the store knows nothing of the user."""
+    unsettled: frozenset[str]
+    """Users asked for whom "offline" would not be certain, since the store has just come back (DESIGN §3.6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep found."""
+
+    epoch: int
+    """Names the last time the store came back (an *amnesty*); changes with each."""
+    settling: float
+    """Seconds of amnesty left; 0 when sessions end again."""
+    more: bool
+    """More sessions are due than one call takes."""
+
+
+class PresenceStore(Protocol):
+    """Sessions, leases and the online set, for one deployment (DESIGN §3). One clock: its own.
+
+    All commands of one session take effect in the order of the calls. Those that return a future never fail while the
+    store is away: they are kept, and done when it is back.
+    """
+
+    partitions: int
+
+    def partition_of(self, user: str) -> int:
+        """Return the partition, 0 … partitions-1, in which the user's keys are."""
+
+    async def connect(self, session: Session, *, limit: int, idle: int) -> None:
+        """Make the session with a full lease; its user is online if this is the first one.
+
+        Args:
+            limit: open connections a user may have, over all instances.
+            idle: open connections of this user on this instance that have no lease (signed off, lapsed).
+
+        Raises:
+            TooManyConnections: nothing was made.
+            StoreUnavailable: nothing will be left of it.
+        """
+
+    def restore(self, session: Session) -> Future[None]:
+        """Make the session again after a loss of the store, with what is left of its lease."""
+
+    def refresh(self, session: Session, *, active: bool = True) -> Future[None]:
+        """Renew the lease, from ``session.last_beat``; revive the session if it had lapsed and is not closed.
+
+        ``active=False`` renews the lease alone, and leaves the user's last activity as it is.
+        """
+
+    def end(self, session: Session, reason: Reason, active_at: float) -> Future[None]:
+        """End the session; its user is offline if it was the last. A session that has ended already: a no-op.
+
+        Args:
+            active_at: the user's last activity, monotonic s.
+        """
+
+    def shorten(self, session: Session, reason: Reason, active_at: float, rest: float) -> Future[None]:
+        """Let the lease end after ``rest`` s, unless it ends earlier. A session that has ended already: a no-op."""
+
+    async def read(self, users: Collection[str]) -> Reading:
+        """Return the statuses of ``users``, read on the primary."""
+
+    async def watch(self, session: Session, users: Collection[str]) -> None:
+        """Record that the session watches ``users``, for whoever looks at the watchers of a user."""
+
+    async def unwatch(self, session: Session, users: Collection[str]) -> None:
+        """Record that the session watches ``users`` no more."""
+
+    async def renew_watches(self, sessions: Iterable[Session]) -> None:
+        """Keep what these sessions watch from lapsing; record it again where it was lost."""
+
+    async def sweep(self, partition: int) -> Sweep:
+        """End overdue sessions (DESIGN §3.3); notice that the store has come back, and begin the amnesty."""
+
+    async def settle(self, statuses: Iterable[Status]) -> Sequence[Status]:
+        """Announce as offline whoever of these users, all said to be online somewhere, is not (reason `restored`).
+
+        Returns:
+            The statuses of those who are offline, each with a version above the one given.
+        """
+
+    async def repair(self) -> Mapping[str, int]:
+        """Make the online set, sessions, deadlines and watchers agree. Return how many of each were repaired."""
+
+    def online_users(self) -> AsyncIterator[Sequence[Change]]:
+        """Iterate over all users who are online, in pages, each with the change that made them so."""
+
+    async def online_count(self) -> int:
+        """Return how many users are online."""
+
+    async def sessions_of(self, user: str) -> Mapping[str, str]:
+        """Return the user's sessions that have a lease: session id → device; empty when there are none."""
+
+    async def hold(self, name: str, seconds: float) -> bool:
+        """Take or keep the lease called ``name`` for this instance. False: another instance has it."""
+
+    def follow(self, partition: int) -> AsyncIterator[Sequence[Change] | None]:
+        """Iterate over the changes from now on, in order. None: some were missed, read the statuses anew."""
+
+    async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> Sequence[Change] | None:
+        """Return the changes behind the cursor, which is first moved on to the version ``done`` (0: left where it is).
+
+        Returns:
+            At most ``limit`` changes in order; None when changes were trimmed before the cursor reached them, in which
+            case the cursor has been moved behind the gap.
+        """
+
+    async def trim(self, keep_seconds: float, cap: int) -> None:
+        """Drop changes that are older than ``keep_seconds`` and behind all cursors; and the oldest above ``cap``."""
+
+
+class HistoryStore(Protocol):
+    """The last known status of every user ever seen. It outlives the presence store."""
+
+    name: str
+    """Names this store's cursor: stores that share their content share the name."""
+
+    async def write(self, changes: Sequence[Change]) -> None:
+        """Keep the changes. Of one user's the highest version wins, whatever the order; repeats are harmless."""
+
+    async def read(self, users: Collection[str]) -> Mapping[str, Status]:
+        """Return the last known status of each of ``users``; those never seen are not in the answer."""
+
+    def online_users(self) -> AsyncIterator[Sequence[Status]]:
+        """Iterate over all users whose last known status is online, in pages."""
+
+
+class Directory(Protocol):
+    """Who is whose friend, who is in which conversation. Owned by the host application."""
+
+    async def friends(self, user: str) -> Sequence[str]:
+        """Return the friends of ``user``; empty for an unknown user."""
+
+    async def members(self, conversation: str) -> Sequence[str] | None:
+        """Return the members of the conversation; None when there is no such conversation."""
+
+    async def contacts(self, user: str) -> frozenset[str]:
+        """Return whom ``user`` may see under the policy ``contacts``, at most 10 s old.
+
+        These are the user, everybody who lists the user as a friend, and all who share a conversation with the user.
+        """
