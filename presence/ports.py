@@ -6,6 +6,7 @@ behind it cannot be asked within its time limit. Nobody turns that into "offline
 
 from __future__ import annotations
 
+import time
 from asyncio import Future
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,23 @@ class HistoryUnavailable(Unavailable):
 
 class DirectoryUnavailable(Unavailable):
     """The directory cannot be asked."""
+
+
+class Health:
+    """Whether a dependency can be reached, and since when that is so."""
+
+    def __init__(self) -> None:
+        self.state = "unknown"
+        self.since = time.time()  # Unix s
+        self.detail: str | None = None
+
+    def note(self, state: str, detail: str | None = None) -> bool:
+        """Note what was seen last: `up`, or `down` with the reason. True when that is news."""
+        news = state != self.state
+        if news:
+            self.state, self.since = state, time.time()
+        self.detail = detail
+        return news
 
 
 class TooManyConnections(Exception):
@@ -64,6 +82,7 @@ class PresenceStore(Protocol):
     """
 
     partitions: int
+    health: Health
 
     def partition_of(self, user: str) -> int:
         """Return the partition, 0 … partitions-1, in which the user's keys are."""
@@ -83,10 +102,12 @@ class PresenceStore(Protocol):
     def restore(self, session: Session) -> Future[None]:
         """Make the session again after a loss of the store, with what is left of its lease."""
 
-    def refresh(self, session: Session, *, active: bool = True) -> Future[None]:
+    def refresh(self, session: Session, *, active: bool = True, urgent: bool = False) -> Future[None]:
         """Renew the lease, from ``session.last_beat``; revive the session if it had lapsed and is not closed.
 
-        ``active=False`` renews the lease alone, and leaves the user's last activity as it is.
+        Args:
+            active: False renews the lease alone, and leaves the user's last activity as it is.
+            urgent: somebody waits for it; else it may wait some ms for company.
         """
 
     def end(self, session: Session, reason: Reason, active_at: float) -> Future[None]:
@@ -136,6 +157,9 @@ class PresenceStore(Protocol):
     async def hold(self, name: str, seconds: float) -> bool:
         """Take or keep the lease called ``name`` for this instance. False: another instance has it."""
 
+    async def overdue(self, seconds: float) -> None:
+        """Wait until a session's key has expired, ``seconds`` at most. A hint, no more (DESIGN §3.3)."""
+
     def follow(self, partition: int) -> AsyncIterator[Sequence[Change] | None]:
         """Iterate over the changes from now on, in order. None: some were missed, read the statuses anew."""
 
@@ -156,6 +180,7 @@ class HistoryStore(Protocol):
 
     name: str
     """Names this store's cursor: stores that share their content share the name."""
+    health: Health
 
     async def write(self, changes: Sequence[Change]) -> None:
         """Keep the changes. Of one user's the highest version wins, whatever the order; repeats are harmless."""

@@ -1,0 +1,517 @@
+"""The presence store in Redis: keys, scripts, and the stream of changes (DESIGN §3)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import zlib
+from asyncio import Future
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import RedisError
+
+from presence.adapters.lane import Command, Kind, Lane
+from presence.core.model import Change, Reason, Session, Status
+from presence.ports import Health, Reading, StoreUnavailable, Sweep
+
+log = logging.getLogger(__name__)
+
+PAGE = 500  # users, sessions or changes to a call
+SWEEP_LIMIT = 500  # sessions ended by one call: 50,000 at one go would block Redis for 0.6 s
+SWEEP_ENOUGH_MS = 50  # another instance's sweep within this time is as good as ours
+FOLLOW_BLOCK_MS = 500  # a reader looks this often whether the store has been lost meanwhile
+
+
+def tags(partitions: int) -> list[str]:
+    """Return one hash tag a partition whose slots lie evenly over a cluster; none for a single partition."""
+    if partitions == 1:
+        return [""]
+    width = REDIS_CLUSTER_HASH_SLOTS / partitions
+    found: dict[int, str] = {}
+    candidate = 0
+    while len(found) < partitions:
+        found.setdefault(int(key_slot(str(candidate).encode()) // width), f"{{{candidate}}}:")
+        candidate += 1
+    return [found[index] for index in range(partitions)]
+
+
+class Keys:
+    """The names of one partition's keys, for Python; `common.lua` makes the same from `online`."""
+
+    def __init__(self, tag: str) -> None:
+        self.base = f"{tag}presence:"
+        self.online = f"{self.base}online"
+        self.deadlines = f"{self.base}deadlines"
+        self.changes = f"{self.base}changes"
+
+    def user(self, user: str, name: str) -> str:
+        return f"{self.base}user:{user}:{name}"
+
+
+@cache
+def _script(name: str) -> str:
+    folder = resources.files("presence.adapters") / "redis_lua"
+    return "\n".join((folder / f"{part}.lua").read_text() for part in ("common", name))
+
+
+def _entry_id(version: int) -> str:
+    return f"{version // 1000}-{version % 1000}"
+
+
+def _change(entry: tuple[str, Mapping[str, str]]) -> Change:
+    entry_id, fields = entry
+    ms, us = entry_id.split("-")
+    return Change(
+        fields["user"],
+        fields["online"] == "1",
+        int(ms) * 1000 + int(us),
+        int(fields["lastActive"]) if fields["lastActive"] else None,
+        fields["device"],
+        Reason(fields["reason"]),
+    )
+
+
+class RedisStore:
+    """See `ports.PresenceStore`. Times are in s."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        instance: str,
+        partitions: int = 1,
+        lease: float = 60.0,
+        amnesty: float = 5.0,
+        amnesty_at_start: float | None = None,
+        watch_ttl: float = 600.0,
+        timeout: float = 2.0,
+    ) -> None:
+        """Connect when first asked.
+
+        Args:
+            url: of one Redis or Valkey server.
+            instance: name of this process.
+            lease: the longest lease of a session.
+            amnesty: time after a loss of the store in which nobody goes offline.
+            amnesty_at_start: the same when this instance finds it at its start (0 for a private store).
+            watch_ttl: how long the record of what a session watches outlives its last renewal.
+            timeout: of one question.
+        """
+        self.health = Health()
+        self.partitions = partitions
+        self.floor = 0  # the highest version this instance has seen
+        self._instance = instance
+        self._lease = lease
+        self._amnesty = amnesty
+        self._amnesty_at_start = amnesty if amnesty_at_start is None else amnesty_at_start
+        self._watch_ttl = round(watch_ttl)
+        self._timeout = timeout
+        self._keys = [Keys(tag) for tag in tags(partitions)]
+        self._lanes = [Lane(self._transitions(keys)) for keys in self._keys]
+        self._epochs: dict[int, int] = {}  # partition → its last amnesty
+        self._expired = asyncio.Event()
+        self._run_id = ""
+        self._redis = self._client(url, 32 + partitions, timeout)
+        self._blocking = self._client(url, partitions + 1, timeout + FOLLOW_BLOCK_MS / 1000)
+        self._scripts = {
+            name: self._redis.register_script(_script(name))
+            for name in ("connect", "refresh", "shorten", "end", "read", "settle", "repair", "backlog", "trim", "hold")
+        }
+
+    def _client(self, url: str, connections: int, timeout: float) -> Any:
+        return Redis(
+            connection_pool=BlockingConnectionPool.from_url(
+                url,
+                max_connections=connections,
+                timeout=self._timeout,
+                socket_timeout=timeout,
+                socket_connect_timeout=self._timeout,
+                decode_responses=True,
+                retry=Retry(NoBackoff(), 0),  # we know better what may be sent twice
+                redis_connect_func=self._connected,
+            )
+        )
+
+    async def _connected(self, connection: AbstractConnection) -> None:
+        """Note which server a new connection has reached: another run id is another memory (DESIGN §3.6)."""
+        await connection.on_connect()
+        await connection.send_command("INFO", "server")
+        found = re.search(r"run_id:(\w+)", str(await connection.read_response()))
+        self._run_id = found[1] if found else ""
+
+    async def run(self) -> None:
+        """Run the lanes and the listener to expired keys, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            for lane in self._lanes:
+                tasks.create_task(lane.run())
+            tasks.create_task(self._listen())
+
+    async def close(self) -> None:
+        """Let the lanes finish, within the time limit, and close the connections."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                for lane in self._lanes:
+                    await lane.drained()
+        except TimeoutError:
+            log.warning("store away at the stop: %d sessions are left to their leases", sum(map(len, self._lanes)))
+        for client in (self._redis, self._blocking):
+            await client.aclose()
+
+    def partition_of(self, user: str) -> int:
+        return zlib.crc32(user.encode()) % self.partitions
+
+    # Asking Redis
+
+    @asynccontextmanager
+    async def _asking(self, timeout: float | None = None) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout or self._timeout):
+                yield
+        except (RedisError, OSError, TimeoutError) as error:
+            reason = str(error) or "no answer in time"
+            if self.health.note("down", reason):
+                log.warning("store away: %s", reason)
+            raise StoreUnavailable(reason) from error
+        if self.health.note("up"):
+            log.info("store reached")
+
+    async def _ask(self, name: str, keys: Keys, *args: object) -> Any:
+        async with self._asking():
+            return await self._scripts[name](keys=[keys.online], args=[self.floor, *args])
+
+    def _of(self, user: str) -> Keys:
+        return self._keys[self.partition_of(user)]
+
+    def _by_partition(self, users: Iterable[str]) -> Iterator[tuple[Keys, list[str]]]:
+        groups: dict[int, list[str]] = {}
+        for user in users:
+            groups.setdefault(self.partition_of(user), []).append(user)
+        for partition, members in groups.items():
+            yield self._keys[partition], members
+
+    # Transitions
+
+    def _transitions(self, keys: Keys) -> Any:
+        async def call(kind: Kind, commands: Sequence[Command]) -> Sequence[int]:
+            now = asyncio.get_running_loop().time()
+            args: list[object] = []
+            for command in commands:
+                session = command.session
+                idle = -1 if command.active_at is None else max(0, round((now - command.active_at) * 1000))
+                lease = max(1, round((self._lease - (now - session.last_beat)) * 1000))
+                match kind:
+                    case Kind.CONNECT:
+                        limits = (command.limit, command.idle)
+                        args += (session.user, session.id, session.device, lease, idle, command.reason, *limits)
+                    case Kind.REFRESH:
+                        args += (session.user, session.id, session.device, lease, idle)
+                    case Kind.SHORTEN:
+                        args += (session.user, session.id, command.reason, idle, max(1, round(command.rest * 1000)))
+                    case Kind.END:
+                        args += (session.user, session.id, command.reason, idle)
+            answers: Sequence[int] = await self._ask(kind.name.lower(), keys, *args)
+            self.floor = max(self.floor, *answers)
+            return answers
+
+        return call
+
+    def _add(self, kind: Kind, session: Session, reason: Reason, active_at: float | None, **more: Any) -> Future[None]:
+        return self._lanes[self.partition_of(session.user)].add(Command(kind, session, reason, active_at, **more))
+
+    async def connect(self, session: Session, *, limit: int, idle: int) -> None:
+        give_up_at = asyncio.get_running_loop().time() + self._timeout
+        await self._add(
+            Kind.CONNECT,
+            session,
+            Reason.CONNECTED,
+            session.last_beat,
+            limit=limit,
+            idle=idle,
+            give_up_at=give_up_at,
+        )
+
+    def restore(self, session: Session) -> Future[None]:
+        return self._add(Kind.CONNECT, session, Reason.RESTORED, session.last_beat)
+
+    def refresh(self, session: Session, *, active: bool = True, urgent: bool = False) -> Future[None]:
+        active_at = session.last_beat if active else None
+        return self._add(Kind.REFRESH, session, Reason.CONNECTED, active_at, urgent=urgent)
+
+    def end(self, session: Session, reason: Reason, active_at: float) -> Future[None]:
+        return self._add(Kind.END, session, reason, active_at)
+
+    def shorten(self, session: Session, reason: Reason, active_at: float, rest: float) -> Future[None]:
+        return self._add(Kind.SHORTEN, session, reason, active_at, rest=rest)
+
+    # Reading
+
+    async def read(self, users: Collection[str]) -> Reading:
+        async def part(keys: Keys, members: list[str]) -> tuple[list[str], list[Any]]:
+            return members, await self._ask("read", keys, *members)
+
+        statuses: dict[str, Status] = {}
+        unsettled: set[str] = set()
+        for members, (settled, *values) in await asyncio.gather(*(part(*group) for group in self._by_partition(users))):
+            for i, user in enumerate(members):
+                online, version, active = values[3 * i : 3 * i + 3]
+                statuses[user] = Status(user, online == 1, int(version), int(active) if active else None)
+            if not settled:
+                unsettled.update(members)
+        return Reading(statuses, frozenset(unsettled))
+
+    async def online_users(self) -> AsyncIterator[Sequence[Change]]:
+        for keys in self._keys:
+            async for members in self._pages("SSCAN", keys.online):
+                async with self._asking():
+                    pipe = self._redis.pipeline(transaction=False)
+                    for user in members:
+                        pipe.hmget(keys.user(user, "change"), "version", "device")
+                        pipe.get(keys.user(user, "last_active"))
+                    found = await pipe.execute()
+                yield [
+                    Change(user, True, int(version or 0), int(active) if active else None, device or "web")
+                    for user, (version, device), active in zip(members, found[::2], found[1::2], strict=True)
+                ]
+
+    async def _pages(self, command: str, *args: str) -> AsyncIterator[list[str]]:
+        """Iterate over the pages of a SCAN command."""
+        cursor = "0"
+        while True:
+            before = args if command != "SCAN" else ()
+            after = args if command == "SCAN" else ()
+            async with self._asking():
+                cursor, page = await self._redis.execute_command(command, *before, cursor, *after, "COUNT", PAGE)
+            yield page
+            if int(cursor) == 0:
+                return
+
+    async def online_count(self) -> int:
+        async with self._asking():
+            pipe = self._redis.pipeline(transaction=False)
+            for keys in self._keys:
+                pipe.scard(keys.online)
+            return sum(await pipe.execute())
+
+    async def sessions_of(self, user: str) -> Mapping[str, str]:
+        keys = self._of(user)
+        async with self._asking():
+            sessions = await self._redis.zrange(keys.user(user, "sessions"), 0, -1)
+            if not sessions:
+                return {}
+            devices = await self._redis.mget([keys.user(user, f"online:{session}") for session in sessions])
+        return {session: device or "web" for session, device in zip(sessions, devices, strict=True)}
+
+    # Watching: for whoever looks at `presence:user:{userId}:watchers`; our own delivery never does (DESIGN §4)
+
+    async def watch(self, session: Session, users: Collection[str]) -> None:
+        mine = self._of(session.user)
+        async with self._asking():
+            pipe = self._redis.pipeline(transaction=False)
+            for name, values in ((f"watching:{session.id}", users), ("watching", (session.id,))):
+                pipe.sadd(mine.user(session.user, name), *values)
+                pipe.expire(mine.user(session.user, name), self._watch_ttl)
+            await pipe.execute()
+        await self._each_watched("sadd", session.user, users)
+
+    async def unwatch(self, session: Session, users: Collection[str]) -> None:
+        mine = self._of(session.user)
+        async with self._asking():
+            await self._redis.srem(mine.user(session.user, f"watching:{session.id}"), *users)
+        await self._each_watched("srem", session.user, users)
+        # Another session may watch them, also since just now: then put them back.
+        again = (await self._watched_by(session.user)).intersection(users)
+        if again:
+            await self._each_watched("sadd", session.user, again)
+
+    async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
+        for keys, members in self._by_partition(users):
+            async with self._asking():
+                pipe = self._redis.pipeline(transaction=False)
+                for user in members:
+                    getattr(pipe, command)(keys.user(user, "watchers"), watcher)
+                await pipe.execute()
+
+    async def _watched_by(self, user: str) -> set[str]:
+        keys = self._of(user)
+        async with self._asking():
+            sessions = await self._redis.smembers(keys.user(user, "watching"))
+            if not sessions:
+                return set()
+            return set(await self._redis.sunion([keys.user(user, f"watching:{session}") for session in sessions]))
+
+    async def renew_watches(self, sessions: Iterable[Session]) -> None:
+        watching = [session for session in sessions if session.watched]
+        for start in range(0, len(watching), PAGE):
+            page = watching[start : start + PAGE]
+            async with self._asking():
+                pipe = self._redis.pipeline(transaction=False)
+                for session in page:
+                    keys = self._of(session.user)
+                    pipe.expire(keys.user(session.user, f"watching:{session.id}"), self._watch_ttl)
+                    pipe.expire(keys.user(session.user, "watching"), self._watch_ttl)
+                found = await pipe.execute()
+            for session, *kept in zip(page, found[::2], found[1::2], strict=True):
+                if not all(kept) and not session.closed:
+                    await self.watch(session, list(session.watched))
+
+    # The sweep, and what follows a loss of the store
+
+    async def sweep(self, partition: int) -> Sweep:
+        keys = self._keys[partition]
+        async with self._asking():
+            # The connection first: if it is a new one, `_connected` has seen which server it is.
+            connection = await self._redis.connection_pool.get_connection()
+            try:
+                amnesty = self._amnesty if partition in self._epochs else self._amnesty_at_start
+                times = (round(self._lease * 1000), round(amnesty * 1000))
+                args = (self.floor, *times, self._run_id, SWEEP_LIMIT, SWEEP_ENOUGH_MS)
+                await connection.send_command("EVAL", _script("sweep"), 1, keys.online, *args)
+                epoch, left, more, version = await connection.read_response()
+            finally:
+                await self._redis.connection_pool.release(connection)
+        self.floor = max(self.floor, version)
+        self._epochs[partition] = epoch
+        return Sweep(epoch, left / 1000, bool(more))
+
+    async def overdue(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._expired.wait()
+        except TimeoutError:
+            pass
+        self._expired.clear()
+
+    async def _listen(self) -> None:
+        """Wake the sweep when a session's key expires (guide, RedisKeyExpirationListener)."""
+        while True:
+            try:
+                async with self._blocking.pubsub() as events:
+                    await events.psubscribe("__keyevent@*__:expired")
+                    while True:
+                        await events.get_message(timeout=1.0)
+                        self._expired.set()
+            except (RedisError, OSError) as error:
+                log.debug("listening to expired keys: %s", error)
+                await asyncio.sleep(1.0)
+
+    async def settle(self, statuses: Iterable[Status]) -> Sequence[Status]:
+        by_user = {status.user: status for status in statuses}
+        offline: list[Status] = []
+        for keys, members in self._by_partition(by_user):
+            for start in range(0, len(members), PAGE):
+                page = [by_user[user] for user in members[start : start + PAGE]]
+                args = [
+                    arg
+                    for said in page
+                    for arg in (said.user, said.version, "" if said.last_active is None else said.last_active)
+                ]
+                versions: Sequence[int] = await self._ask("settle", keys, *args)
+                self.floor = max(self.floor, *versions)
+                offline += (
+                    Status(said.user, False, version, said.last_active)
+                    for said, version in zip(page, versions, strict=True)
+                    if version
+                )
+        return offline
+
+    async def repair(self) -> Mapping[str, int]:
+        count = dict.fromkeys(("offline", "online", "deadlines", "orphans", "watchers"), 0)
+
+        async def users(found: Iterable[tuple[str, str]]) -> None:
+            groups: dict[int, list[str]] = {}
+            for user, session in found:
+                groups.setdefault(self.partition_of(user), []).extend((user, session))
+            for partition, args in groups.items():
+                repaired = await self._ask("repair", self._keys[partition], *args)
+                for name, number in zip(count, repaired, strict=False):
+                    count[name] += number
+
+        for keys in self._keys:
+            async for page in self._pages("SSCAN", keys.online):
+                await users((user, "") for user in page)
+            async for page in self._pages("ZSCAN", keys.deadlines):
+                members = (member.partition(":") for member in page[::2])
+                await users((user, session) for user, _, session in members)
+        user_of = re.compile(r"presence:user:([^:]+):")
+        async for page in self._pages("SCAN", "MATCH", "*presence:user:*:sessions"):
+            await users((found[1], "") for key in page if (found := user_of.search(key)))
+        watched: dict[str, set[str]] = {}  # watcher → whom the watcher watches
+        async for page in self._pages("SCAN", "MATCH", "*presence:user:*:watchers"):
+            for key in page:
+                found = user_of.search(key)
+                async for watchers in self._pages("SSCAN", key):
+                    for watcher in watchers:
+                        if watcher not in watched:
+                            watched[watcher] = await self._watched_by(watcher)
+                        if found and found[1] not in watched[watcher]:
+                            await self._each_watched("srem", watcher, [found[1]])
+                            # as in `unwatch`: it may have begun to watch since
+                            if found[1] in await self._watched_by(watcher):
+                                await self._each_watched("sadd", watcher, [found[1]])
+                            else:
+                                count["watchers"] += 1
+            watched.clear()
+        return count
+
+    async def hold(self, name: str, seconds: float) -> bool:
+        return bool(await self._ask("hold", self._keys[0], name, self._instance, round(seconds * 1000)))
+
+    # The stream of changes
+
+    async def follow(self, partition: int) -> AsyncIterator[Sequence[Change] | None]:
+        keys = self._keys[partition]
+        position: int | None = None
+        epoch: int | None = None
+        while True:
+            try:
+                if position is None or self._epochs.get(partition) != epoch:
+                    # At the start, and after a loss of the store: what is there now is read as statuses.
+                    epoch = self._epochs.get(partition)
+                    async with self._asking():
+                        position = int(await self._redis.get(f"{keys.base}version") or 0)
+                    yield None
+                async with self._asking(self._timeout + FOLLOW_BLOCK_MS / 1000):
+                    after = {keys.changes: _entry_id(position)}
+                    found = await self._blocking.xread(after, count=PAGE, block=FOLLOW_BLOCK_MS)
+                async with self._asking():
+                    trimmed = int(await self._redis.get(f"{keys.base}trimmed") or 0)
+                missed, position = trimmed > position, max(position, trimmed)
+                entries = [_change(entry) for _, stream in _streams(found) for entry in stream]
+                if entries:
+                    position = entries[-1].version
+                    self.floor = max(self.floor, position)
+                    yield entries
+                if missed:
+                    yield None
+            except StoreUnavailable:
+                await asyncio.sleep(0.2)
+
+    async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> Sequence[Change] | None:
+        keys = self._keys[partition]
+        at, trimmed = await self._ask("backlog", keys, cursor, done)
+        if at < trimmed:
+            await self._ask("backlog", keys, cursor, trimmed)
+            return None
+        async with self._asking():
+            entries = await self._redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
+        return [_change(entry) for entry in entries]
+
+    async def trim(self, keep_seconds: float, cap: int) -> None:
+        for keys in self._keys:
+            while await self._ask("trim", keys, round(keep_seconds * 1000), cap):
+                pass
+
+
+def _streams(found: Any) -> Iterable[tuple[str, Iterable[tuple[str, Mapping[str, str]]]]]:
+    """The streams of an XREAD answer, which RESP2 gives as a list and RESP3 as a map of lists of lists."""
+    return ((name, entries[0]) for name, entries in found.items()) if isinstance(found, dict) else found or ()

@@ -1,0 +1,23 @@
+-- Make sessions; their users are online if they were not (guide, Online Flow).
+-- ARGV[2…] per session: user, session, device, lease ms, idle ms since its last activity, reason,
+--          limit of open connections of the user (0: none), open connections of the user without a lease here
+-- Returns per session: -1 refused by the limit, 0 no change, else the change's version.
+local out = {}
+for i = 2, #ARGV, 8 do
+  local user, session, device, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 5]
+  local limit, idle_connections = tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
+  local sessions, lost = key(user, 'sessions'), key(user, 'lost')
+  if
+    limit > 0
+    and not redis.call('ZSCORE', sessions, session)
+    and redis.call('ZCARD', sessions) - redis.call('HLEN', lost) + idle_connections >= limit
+  then
+    out[#out + 1] = -1
+  else
+    set_lease(user, session, device, now + tonumber(ARGV[i + 3]))
+    redis.call('HDEL', lost, session)
+    touch(user, tonumber(ARGV[i + 4]))
+    out[#out + 1] = redis.call('SISMEMBER', ONLINE, user) == 1 and 0 or change(user, '1', device, reason)
+  end
+end
+return out

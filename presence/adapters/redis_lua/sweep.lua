@@ -1,0 +1,43 @@
+-- End the sessions whose lease is over (guide, Offline Flow (Timeout); DESIGN §3.3), or begin an amnesty (§3.6).
+-- ARGV[2] longest lease ms  [3] amnesty ms  [4] run id of this Redis  [5] most sessions to end in this call
+-- ARGV[6] ms within which another instance's sweep is enough
+-- Returns: epoch µs of the last amnesty, ms of it left, 1 when more sessions are due, the highest version given out.
+local lease, limit = tonumber(ARGV[2]), tonumber(ARGV[5])
+local SWEPT, AMNESTY = BASE .. 'swept', BASE .. 'amnesty'
+local amnesty = redis.call('HMGET', AMNESTY, 'epoch', 'till', 'server')
+local epoch, till = tonumber(amnesty[1]), tonumber(amnesty[2])
+local swept = tonumber(redis.call('GET', SWEPT))
+local version = tonumber(redis.call('GET', VERSION)) or 0
+
+-- Late, empty, another primary, or a clock that was set: what the store says of sessions is not to be trusted yet.
+if not swept or not till or math.abs(now - swept) > 3000 or till - now > tonumber(ARGV[3]) + 60000 or amnesty[3] ~= ARGV[4] then
+  epoch, till = now_us, now + tonumber(ARGV[3])
+  redis.call('HSET', AMNESTY, 'epoch', int(epoch), 'till', int(till), 'server', ARGV[4])
+  swept = nil
+end
+if floor > version then
+  version = floor
+  redis.call('SET', VERSION, int(version))
+end
+if swept and now >= swept and now - swept < tonumber(ARGV[6]) then
+  return { epoch, math.max(0, till - now), 0, version }
+end
+redis.call('SET', SWEPT, int(now))
+if now < till then return { epoch, till - now, 0, version } end
+
+local due = redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', '(' .. int(now), 'LIMIT', 0, limit)
+for _, member in ipairs(due) do
+  local user, session = string.match(member, '^(.-):(.*)$')
+  local reason = redis.call('HGET', key(user, 'lost'), session) or 'expired'
+  redis.call('EXISTS', session_key(user, session)) -- so that Redis publishes the guide's `expired` event now
+  local device = drop(user, session)
+  redis.call('ZREM', DEADLINES, member)
+  if device then version = math.max(version, offline_if_last(user, device, reason)) end
+end
+-- A clock that stepped back left leases that end too late.
+local late = redis.call('ZRANGEBYSCORE', DEADLINES, '(' .. int(now + lease), '+inf', 'LIMIT', 0, limit)
+for _, member in ipairs(late) do
+  local user, session = string.match(member, '^(.-):(.*)$')
+  set_lease(user, session, redis.call('GET', session_key(user, session)) or 'web', now + lease)
+end
+return { epoch, 0, (#due == limit or #late == limit) and 1 or 0, version }

@@ -1,0 +1,356 @@
+"""The composition root: which adapter serves which port, and what runs in which process (DESIGN §5, §8)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import multiprocessing
+import os
+import resource
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from multiprocessing.process import BaseProcess
+from typing import cast
+
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config
+
+from presence import jobs, stomp
+from presence.adapters.directory import DirectoryError, FileDirectory, demo_path
+from presence.adapters.embedded import EmbeddedError, EmbeddedStore, end_with, locked
+from presence.adapters.redis import RedisStore
+from presence.adapters.sqlite import SqliteHistory
+from presence.fanout import Fanout
+from presence.logs import configure_logging
+from presence.ports import Unavailable
+from presence.relay import relay
+from presence.server.app import create_app
+from presence.server.auth import SecretError, TokenVerifier, make_token, secret_of
+from presence.server.budget import IdBudget
+from presence.server.origins import Origins, is_loopback
+from presence.server.rest import presence_api
+from presence.server.websocket import ASGIApp, Endpoint, EndpointLimits
+from presence.service import PresenceService, Rules
+from presence.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SPARE_FILES = 512  # open files left to all but clients
+RESTART_SECONDS = 1.0  # pause before something that ended is started again
+STOP_SECONDS = 5.0  # for closing all sockets at a planned stop
+BACKLOG = 4096  # connections the kernel may hold before they are accepted
+
+
+class StartError(Exception):
+    """The server cannot start. One line; ``code`` is the exit code, 2 for a wrong setting."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# The `presence` command
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, with the embedded store and the workers that the settings ask for.
+
+    Raises:
+        StartError: it cannot.
+    """
+    try:
+        with locked(settings.data_dir):
+            _check(settings)
+            sock = _listen(settings, shared=settings.workers > 1)
+            store = None if settings.redis_url else EmbeddedStore(settings.data_dir)
+            if store:
+                store.start()
+            try:
+                asyncio.run(_main(settings, sock, store))
+            finally:
+                if store:
+                    store.stop()
+    except EmbeddedError as error:
+        raise StartError(str(error)) from None
+
+
+def token(settings: Settings, user: str, ttl_seconds: float) -> str:
+    """Return a token for ``user`` that a server with these settings accepts."""
+    if settings.jwks is not None:
+        raise StartError("PRESENCE_JWKS is set: tokens are made by whoever has its private keys", 2)
+    secret = _secret(settings)
+    return make_token(secret, user, ttl_seconds, settings.jwt_issuer, settings.jwt_audience, now=time.time())
+
+
+async def cleanup(settings: Settings) -> Mapping[str, int]:
+    """Run the cleanup once, beside the running server; return how many of each kind were repaired."""
+    url = settings.redis_url or EmbeddedStore(settings.data_dir).url
+    try:
+        async with _service(settings, url, name="cleanup") as service:
+            return await service.cleanup()
+    except Unavailable as error:
+        raise StartError(f"the stores of {settings.data_dir} cannot be asked, is the server running? {error}") from None
+
+
+# Processes
+
+
+async def _main(settings: Settings, sock: socket.socket, store: EmbeddedStore | None) -> None:
+    """Run the one instance here, or several in processes of their own; keep the embedded store alive."""
+    url = settings.redis_url or (store.url if store else "")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    keeper = asyncio.create_task(_keep(store)) if store else None
+    host, port = sock.getsockname()[:2]
+    where = "an embedded Valkey" if store else "PRESENCE_REDIS_URL"
+    log.info("presence server on http://%s:%d, store: %s, data: %s", host, port, where, settings.data_dir)
+    try:
+        if settings.workers == 1:
+            await _instance(settings, url, sock, stop)
+        else:
+            sock.close()
+            await _supervise(settings, url, stop)
+    finally:
+        if keeper:
+            keeper.cancel()
+
+
+async def _keep(store: EmbeddedStore) -> None:
+    while True:
+        await store.wait()
+        log.error("the embedded store has died; it is started again")
+        try:
+            store.start()
+        except EmbeddedError as error:
+            log.error("%s", error)
+        await asyncio.sleep(RESTART_SECONDS)
+
+
+async def _supervise(settings: Settings, url: str, stop: asyncio.Event) -> None:
+    """Keep the workers alive; end them when asked to."""
+    context = multiprocessing.get_context("spawn")
+
+    def start() -> BaseProcess:
+        worker = context.Process(target=_worker, args=(settings, url))
+        worker.start()
+        return worker
+
+    workers = [start() for _ in range(settings.workers)]
+    while not stop.is_set():
+        for index, worker in enumerate(workers):
+            if not worker.is_alive():
+                log.error("worker %s has ended with %s; another is started", worker.pid, worker.exitcode)
+                workers[index] = start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RESTART_SECONDS):
+                await stop.wait()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        await asyncio.to_thread(worker.join, 2 * STOP_SECONDS + settings.store_timeout_seconds)
+        worker.kill()
+
+
+def _worker(settings: Settings, url: str) -> None:
+    parent = multiprocessing.parent_process()
+    end_with(parent.pid if parent and parent.pid else 0)
+    configure_logging(settings.log_level, settings.log_format)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches all; the main process says when
+        await _instance(settings, url, _listen(settings, shared=True), stop)
+
+    asyncio.run(run())
+
+
+# One instance
+
+
+@asynccontextmanager
+async def _service(settings: Settings, url: str, name: str) -> AsyncIterator[PresenceService]:
+    store = RedisStore(
+        url,
+        instance=name,
+        partitions=settings.redis_partitions,
+        lease=settings.lease_seconds,
+        amnesty=settings.amnesty_seconds,
+        amnesty_at_start=None if settings.redis_url else 0.0,
+        watch_ttl=2 * settings.cleanup_seconds,
+        timeout=settings.store_timeout_seconds,
+    )
+    rules = Rules(
+        lease=settings.lease_seconds,
+        grace=settings.grace_seconds,
+        drain=settings.drain_seconds,
+        renewed_by_connection=settings.lease_renewed_by == "connection",
+        contacts_only=settings.watch_policy == "contacts",
+        user_connections=settings.max_user_connections,
+    )
+    history = await SqliteHistory.open(settings.data_dir / "history.db", timeout_seconds=settings.store_timeout_seconds)
+    try:
+        yield PresenceService(store, history, FileDirectory(settings.directory or demo_path()), Fanout(), rules)
+    finally:
+        await store.close()
+        await history.close()
+
+
+async def _instance(settings: Settings, url: str, sock: socket.socket, stop: asyncio.Event) -> None:
+    """Serve on the socket until ``stop``, then stop as planned (WIRE §4)."""
+    async with _service(settings, url, name=secrets.token_hex(8)) as service:
+        secret = None if settings.jwks else _secret(settings)
+        verifier = TokenVerifier(
+            secret=secret, jwks=settings.jwks, issuer=settings.jwt_issuer, audience=settings.jwt_audience
+        )
+        origins = Origins(settings.allowed_origins, loopback_only=is_loopback(settings.host))
+        budget = IdBudget(settings.max_ids_per_second, settings.max_ids_burst)
+        api = presence_api(service, verifier, budget, settings.max_ids_per_request)
+        health = {"store": service.store.health, "history": service.history.health}
+        app = create_app(api, origins, health, settings.max_body_bytes)
+        endpoint = Endpoint(cast("ASGIApp", app.asgi_app), service, verifier, origins, budget, _limits(settings))
+        app.asgi_app = endpoint  # type: ignore[method-assign, assignment]
+        closed = asyncio.Event()
+        tasks = [asyncio.create_task(_lasting(job, name)) for name, job in _jobs(settings, service, endpoint)]
+        server = asyncio.create_task(hypercorn_serve(app, _config(settings, sock), shutdown_trigger=closed.wait))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({server, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        app.config["STOPPING"] = True
+        await endpoint.stop(STOP_SECONDS)
+        closed.set()
+        await server
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.wait(tasks[1:])
+        tasks[0].cancel()  # the store's own work last: the others may still have asked something
+
+
+def _jobs(
+    settings: Settings, service: PresenceService, endpoint: Endpoint
+) -> Sequence[tuple[str, Callable[[], Awaitable[object]]]]:
+    """Return what runs beside the connections, the store's own work first."""
+    store = service.store
+    assert isinstance(store, RedisStore)
+    work: list[tuple[str, Callable[[], Awaitable[object]]]] = [("store", store.run)]
+
+    def every(seconds: float, name: str, job: Callable[[], Awaitable[object]], *, shared: bool = False) -> None:
+        if shared:  # one instance of those that share the history
+            job = partial(jobs.on_one_instance, store, f"{name}.{service.history.name}", 1.5 * seconds, job)
+        work.append((name, partial(jobs.every, seconds, job, name)))
+
+    for partition in range(store.partitions):
+        work.append((f"sweep {partition}", partial(jobs.sweep, service, partition)))
+        work.append((f"follow {partition}", partial(jobs.follow, service, partition)))
+        backlog = partial(relay, store, service.history, partition, overtaken=service.cleanup)
+        work.append((f"relay {partition}", backlog))
+    every(settings.cleanup_seconds, "cleanup", partial(jobs.cleanup, service), shared=True)
+    every(settings.stats_seconds, "stats", partial(jobs.stats, service))
+    every(settings.cleanup_seconds, "watches", partial(jobs.renew_watches, service))
+    every(10.0, "trim", partial(store.trim, settings.changes_keep_seconds, settings.changes_cap))
+    if settings.lease_renewed_by == "connection":
+        every(settings.lease_seconds / 3, "renewal", partial(jobs.renew_open_sessions, service))
+    if settings.watch_policy == "contacts":
+        every(1.0, "revision", endpoint.revise)
+    return work
+
+
+async def _lasting(job: Callable[[], Awaitable[object]], name: str) -> None:
+    """Run a job that should not end; when it does all the same, say so and start it again."""
+    while True:
+        try:
+            await job()
+            log.error("%s has ended; it is started again", name)
+        except Exception:
+            log.exception("%s has failed; it is started again", name)
+        await asyncio.sleep(RESTART_SECONDS)
+
+
+def _limits(settings: Settings) -> EndpointLimits:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return EndpointLimits(
+        frames=stomp.Limits(
+            frame_bytes=settings.max_frame_bytes,
+            header_lines=settings.max_header_lines,
+            header_line_bytes=settings.max_header_line_bytes,
+            subscriptions=settings.max_subscriptions,
+            held_sends=settings.max_held_sends,
+            frames_per_second=settings.max_frames_per_second,
+            frames_burst=settings.max_frames_burst,
+            connect_seconds=settings.connect_seconds,
+        ),
+        connections=settings.max_connections or max(1, files - SPARE_FILES),
+        ids=settings.max_ids_per_request,
+        watches=settings.max_watches,
+        subscribes_per_second=settings.subscribe_per_second,
+        send_seconds=settings.send_seconds,
+        beat_seconds=settings.beat_seconds,
+        silence_seconds=settings.silence_seconds,
+    )
+
+
+def _config(settings: Settings, sock: socket.socket) -> Config:
+    config = Config()
+    config.bind = [f"fd://{sock.detach()}"]
+    config.backlog = BACKLOG
+    config.websocket_ping_interval = settings.ping_seconds
+    config.websocket_max_message_size = settings.max_message_bytes
+    config.graceful_timeout = 1.0
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn")
+    return config
+
+
+def _check(settings: Settings) -> None:
+    """Find out at the start, in the main process, what would fail in each instance."""
+    try:
+        FileDirectory(settings.directory or demo_path())
+        secret = None if settings.jwks else _secret(settings)
+        if settings.jwks:
+            TokenVerifier(secret=secret, jwks=settings.jwks)
+    except DirectoryError as error:
+        raise StartError(f"PRESENCE_DIRECTORY: {error}", 2) from None
+    except Unavailable as error:
+        raise StartError(f"PRESENCE_JWKS: {error}", 2) from None
+
+
+def _secret(settings: Settings) -> bytes:
+    try:
+        return secret_of(settings.jwt_secret, settings.data_dir)
+    except SecretError as error:
+        raise StartError(f"PRESENCE_JWT_SECRET: {error}", 2) from None
+
+
+def _listen(settings: Settings, *, shared: bool) -> socket.socket:
+    """Return a bound socket; ``shared``: each worker has one of its own, so that connections spread (DESIGN §5)."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise StartError(f"PRESENCE_HOST={settings.host}: {error.strerror}", 2) from None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared and multiprocessing.parent_process() is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sys.platform == "linux":
+        # Hypercorn pings and never looks for the answer: so the kernel does. Accepted sockets inherit it (DESIGN §6).
+        timeout_ms = round(settings.tcp_user_timeout_seconds * 1000)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:
+        sock.close()
+        code = 1 if error.errno == errno.EADDRINUSE else 2
+        reason = os.strerror(error.errno or 0).lower()
+        message = f"PRESENCE_HOST={settings.host} PRESENCE_PORT={settings.port}: {reason}"
+        raise StartError(message, code) from None
+    return sock

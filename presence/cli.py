@@ -1,0 +1,76 @@
+"""The `presence` command."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from presence import bootstrap
+from presence.core.model import ID
+from presence.logs import configure_logging
+from presence.settings import Settings, SettingsError, explain, load
+
+
+class _Group(click.Group):
+    """Prints the settings under the help, as they are, and errors in one line."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(
+            f"\nSettings, from the environment (or as options of `serve`, --port for PRESENCE_PORT):\n\n{explain()}\n"
+        )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            _fail(str(error), 2)
+        except bootstrap.StartError as error:
+            _fail(str(error), error.code)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"presence: {message}", err=True)
+    sys.exit(code)
+
+
+def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command an option for each setting."""
+    for name, field in reversed(Settings.model_fields.items()):
+        command = click.option(f"--{name.replace('_', '-')}", name, help=field.description, metavar="VALUE")(command)
+    return command
+
+
+@click.group(cls=_Group)
+@click.version_option(package_name="online-status")
+def main() -> None:
+    """Online-status server: who is online, over STOMP, WebSocket and REST."""
+
+
+@main.command()
+@_settings_options
+def serve(**options: str | None) -> None:
+    """Run the server. With no settings it brings its own stores and demo users."""
+    settings = load(**options)
+    configure_logging(settings.log_level, settings.log_format)
+    bootstrap.serve(settings)
+
+
+@main.command()
+@click.argument("user")
+@click.option("--ttl", default=3600.0, show_default=True, help="How long the token holds, s.", type=click.FloatRange(1))
+def token(user: str, ttl: float) -> None:
+    """Print an access token for USER, for a server with the same settings."""
+    if not ID.fullmatch(user):
+        _fail(f"USER {user!r} is not an id: letters, digits and . _ ~ @ - only, at most 128", 2)
+    click.echo(bootstrap.token(load(), user, ttl))
+
+
+@main.command()
+def cleanup() -> None:
+    """Run the cleanup once, beside the running server, and print what it repaired."""
+    for name, number in asyncio.run(bootstrap.cleanup(load())).items():
+        click.echo(f"{name} {number}")

@@ -1,0 +1,124 @@
+"""From a change to the sessions that watch its user (guide, Online Flow 7–8; DESIGN §4). No I/O.
+
+A session is told of a user first by a snapshot, then by changes that turn round what it was told last. Only the newest
+status of each user is pending, so a slow client costs no memory beyond the users it watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from presence.core.model import Session, Status
+
+
+class Watcher:
+    """What one session watches and has been told."""
+
+    __slots__ = ("_wake", "hidden", "pending", "session", "told")
+
+    def __init__(self, session: Session, wake: Callable[[], None]) -> None:
+        self.session = session
+        self.told: dict[str, Status] = {}
+        """What the session was last told; a user is not in it before the snapshot."""
+        self.pending: dict[str, Status] = {}
+        """Newer statuses, not told yet."""
+        self.hidden: set[str] = set()
+        """Those told of who may not be seen (policy `contacts`)."""
+        self._wake = wake
+
+    def offer(self, status: Status) -> None:
+        """Have the session told of the status, if it is news to it."""
+        known = self.pending.get(status.user) or self.told.get(status.user)
+        if known is None or status.version > known.version:
+            self.pending[status.user] = status
+            self._wake()
+
+    def flips(self) -> list[Status]:
+        """Return the pending statuses that turn round what was told; they count as told from now on.
+
+        Statuses of users whose snapshot is still to come wait; those of hidden users are dropped.
+        """
+        waiting: dict[str, Status] = {}
+        flips = []
+        for user, status in self.pending.items():
+            told = self.told.get(user)
+            if told is None:
+                waiting[user] = status
+            elif user not in self.hidden and status.version > told.version:
+                self.told[user] = status
+                if status.online != told.online:
+                    flips.append(status)
+        self.pending = waiting
+        return flips
+
+    def snapshot(self, statuses: Iterable[Status], hidden: Collection[str] = ()) -> list[tuple[Status, bool]]:
+        """Take these statuses, just read, for told, or newer ones that came meanwhile.
+
+        Returns:
+            For each user still watched the status, and whether it also turns round what was told before.
+        """
+        out = []
+        for read in statuses:
+            user = read.user
+            if user not in self.session.watched:
+                continue
+            told, pending = self.told.get(user), self.pending.pop(user, None)
+            if user in hidden:
+                self.hidden.add(user)
+                newest = read
+                told = None
+            else:
+                if user in self.hidden:
+                    self.hidden.discard(user)
+                    told = None
+                newest = max((s for s in (read, told, pending) if s is not None), key=lambda s: s.version)
+            self.told[user] = newest
+            out.append((newest, told is not None and newest.online != told.online))
+        return out
+
+    def forget(self, users: Iterable[str]) -> None:
+        """Tell nothing more of these users, unless there is a snapshot first."""
+        for user in users:
+            self.told.pop(user, None)
+            self.pending.pop(user, None)
+            self.hidden.discard(user)
+
+
+class Fanout:
+    """Watched user → the sessions of this instance that watch."""
+
+    def __init__(self) -> None:
+        self._watchers: dict[str, set[Watcher]] = {}
+
+    def watch(self, watcher: Watcher, users: Iterable[str]) -> None:
+        """Have the session told of these users' changes, from its next snapshot on."""
+        for user in users:
+            self._watchers.setdefault(user, set()).add(watcher)
+            watcher.session.watched.add(user)
+
+    def unwatch(self, watcher: Watcher, users: Collection[str]) -> None:
+        """Tell the session nothing more of these users."""
+        for user in users:
+            watchers = self._watchers.get(user)
+            if watchers is not None:
+                watchers.discard(watcher)
+                if not watchers:
+                    del self._watchers[user]
+            watcher.session.watched.discard(user)
+        watcher.forget(users)
+
+    def deliver(self, status: Status) -> None:
+        """Have all who watch the user told."""
+        for watcher in self._watchers.get(status.user, ()):
+            watcher.offer(status)
+
+    def watched(self) -> list[str]:
+        """Return the users who are watched."""
+        return list(self._watchers)
+
+    def told_online(self) -> Iterator[Status]:
+        """Iterate over the users whom some session has been told are online, with the newest version told."""
+        for user, watchers in list(self._watchers.items()):
+            told = [status for watcher in watchers if (status := watcher.told.get(user)) and status.online]
+            if told:
+                yield max(told, key=lambda status: status.version)

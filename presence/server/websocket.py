@@ -1,0 +1,631 @@
+"""The WebSocket endpoint: STOMP sessions over plain WebSocket and SockJS (WIRE §3–6; guide, WebSocketPresenceHandler).
+
+An ASGI callable in front of Quart's: its inbound queue is bounded, so that a client that floods waits (DESIGN §6).
+Frames take effect in order as they come in. What is sent goes through one queue and one writer a connection, in which a
+receipt waits for its effect; so a store that is away delays receipts and snapshots, and no heartbeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import time
+from asyncio import Future
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from presence import stomp
+from presence.core.device import device_of
+from presence.core.model import ID, Session, Status
+from presence.fanout import Watcher
+from presence.ports import DirectoryUnavailable, StoreUnavailable, TooManyConnections
+from presence.server.auth import LEEWAY_SECONDS, InvalidToken, KeysUnavailable, Token, TokenVerifier, bearer
+from presence.server.budget import IdBudget
+from presence.server.origins import Origins
+from presence.server.problems import Problem
+from presence.service import PresenceService
+from presence.stomp import StompError, sockjs
+from presence.stomp.bucket import TokenBucket
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Outgoing = bytes | Callable[[], Coroutine[Any, Any, "bytes | list[bytes]"]]
+
+QUEUES = ("/user/queue/online-status", "/queue/online-status")
+SUBPROTOCOLS = ("v12.stomp", "v11.stomp", "v10.stomp")
+DEVICES = ("web", "mobile", "tablet")
+SERVER = "presence"
+PACK_BYTES = 32_768  # frames are packed into WebSocket messages of about this size
+OUT_LIMIT = 1_000  # things to send before the client is read no further
+LINGER = 1.0  # s that a client has to close after its last frame from us
+MANY_WATCHES = 1_000  # above it SUBSCRIBEs are limited, since each has them all sent again
+_SOCKJS_PATH = re.compile(r"/ws/[^/.]+/[^/.]+/websocket")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointLimits:
+    """What one client may do (WIRE §3, §6). Times in s."""
+
+    frames: stomp.Limits = stomp.Limits()  # noqa: RUF009 (frozen)
+    connections: int = 10_000
+    ids: int = 1_000
+    watches: int = 5_000
+    subscribes_per_second: float = 4.0
+    send_seconds: float = 10.0
+    beat_seconds: float = 10.0
+    silence_seconds: float = 90.0
+
+
+class Endpoint:
+    """`/ws` and below for WebSocket upgrades; all else goes to ``app``."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: PresenceService,
+        verifier: TokenVerifier,
+        origins: Origins,
+        budget: IdBudget,
+        limits: EndpointLimits,
+    ) -> None:
+        self.service = service
+        self.verifier = verifier
+        self.budget = budget
+        self.limits = limits
+        self.clients: set[Client] = set()
+        self.stopping = False
+        self._app = app
+        self._origins = origins
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            return await self._app(scope, receive, send)
+        await receive()  # websocket.connect
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        is_sockjs = _SOCKJS_PATH.fullmatch(scope["path"]) is not None
+        try:
+            if not is_sockjs and scope["path"] not in ("/ws", "/ws/websocket"):
+                raise Problem(404, f"no WebSocket at {scope['path']}")
+            if "origin" in headers and not self._origins.allow(headers["origin"], headers.get("host", "")):
+                raise Problem(403, "Origin is not allowed")
+            if self.stopping or len(self.clients) >= self.limits.connections:
+                raise Problem(503, "no more connections on this server now", {"Retry-After": "1"})
+        except Problem as problem:
+            return await _refuse(send, problem)
+        # Always one of those offered: browsers fail without; the highest: some clients take the version from it.
+        chosen = next((name for name in SUBPROTOCOLS if name in scope["subprotocols"]), None)
+        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
+        await Client(self, headers, receive, send, is_sockjs=is_sockjs).run()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that nobody waits for; its failure is logged."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("task of a connection failed", exc_info=error)
+
+    async def revise(self) -> None:
+        """Let all connections look again whom they may see (policy `contacts`)."""
+        for client in list(self.clients):
+            client.revise()
+
+    async def stop(self, timeout: float) -> None:
+        """Planned stop: shorten all leases first, then close the sockets with 1001 (WIRE §4)."""
+        self.stopping = True
+        await self.service.drain(timeout)
+        for client in list(self.clients):
+            client.finish(1001, "server stops", patience=0.0)
+        deadline = time.monotonic() + timeout
+        while (self.clients or self._tasks) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+
+async def _refuse(send: Send, problem: Problem) -> None:
+    headers = {"content-type": "application/problem+json", **problem.headers}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "websocket.http.response.start", "status": problem.status, "headers": raw})
+    await send({"type": "websocket.http.response.body", "body": json.dumps(problem.body()).encode()})
+
+
+class Client:
+    """One WebSocket connection."""
+
+    __slots__ = (
+        "_ending",
+        "_endpoint",
+        "_headers",
+        "_is_sockjs",
+        "_out",
+        "_receive",
+        "_room",
+        "_send",
+        "_session",
+        "_stomp",
+        "_subscribes",
+        "_task",
+        "_timer",
+        "_waiting",
+        "_watcher",
+        "_writer",
+    )
+
+    def __init__(
+        self, endpoint: Endpoint, headers: dict[str, str], receive: Receive, send: Send, *, is_sockjs: bool
+    ) -> None:
+        limits = endpoint.limits
+        self._endpoint = endpoint
+        self._headers = headers
+        self._receive = receive
+        self._send = send
+        self._is_sockjs = is_sockjs
+        self._stomp = stomp.Connection(
+            now=time.monotonic(),
+            limits=limits.frames,
+            beat_seconds=limits.beat_seconds,
+            silence_seconds=limits.silence_seconds,
+        )
+        self._session: Session | None = None  # None before CONNECTED
+        self._watcher: Watcher | None = None
+        self._subscribes: TokenBucket | None = None
+        self._out: deque[Outgoing] = deque()
+        self._room: asyncio.Event | None = None  # set when there is room in `_out` again
+        self._writer: asyncio.Task[None] | None = None  # only while there is something to write
+        self._waiting = False  # the writer waits for an effect, not for the client
+        self._ending: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    async def run(self) -> None:
+        """Serve the connection until it is gone."""
+        self._task = asyncio.current_task()
+        self._endpoint.clients.add(self)
+        try:
+            if self._is_sockjs:
+                await self._send({"type": "websocket.send", "text": sockjs.OPEN})
+            self._arm()
+            await self._read()
+        except asyncio.CancelledError:
+            if self._ending is None or self._task is None:
+                raise  # not by ourselves
+            self._task.uncancel()
+        finally:
+            self._gone()
+
+    # Reading
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                for data in self._unwrap(message):
+                    for event in self._stomp.receive(data, time.monotonic()):
+                        await self._handle(event)
+            except StompError as error:
+                self._fail(error)
+            while len(self._out) > OUT_LIMIT and self._ending is None:
+                self._room = asyncio.Event()
+                await self._room.wait()
+
+    def _unwrap(self, message: MutableMapping[str, Any]) -> Iterator[bytes]:
+        text = message.get("text")
+        if not self._is_sockjs:
+            yield message["bytes"] if text is None else text.encode()
+        elif self._ending is None:
+            for part in sockjs.unwrap(text or (message["bytes"] or b"").decode(errors="replace")):
+                yield part.encode()
+
+    async def _handle(self, event: stomp.Event) -> None:
+        """Take the effect of one frame. Waits only for the record of a new session."""
+        try:
+            match event:
+                case stomp.Send():
+                    action = self._ACTIONS.get(event.destination)
+                    if action is None:
+                        raise StompError(f"SEND to unknown destination {event.destination[:128]}", 1008)
+                    await action(self, event)
+                case stomp.Connect():
+                    await self._connect(event)
+                case stomp.Subscribe():
+                    self._subscribe(event)
+                case stomp.Unsubscribe():
+                    if self._watcher and not self._stomp.subscriptions:
+                        self._watcher.forget(list(self._watcher.session.watched))
+                    self._acknowledge(event)
+                case stomp.Disconnect():
+                    self._disconnect(event)
+                case _:
+                    self._acknowledge(event)
+        except StompError as error:
+            if error.receipt is None:
+                error.receipt = event.receipt
+            raise
+
+    def _acknowledge(self, event: stomp.Event, effect: Future[None] | None = None) -> None:
+        """Send the receipt that is owed, once the effect has been taken."""
+        if event.acknowledge and event.receipt is not None:
+            receipt = self._stomp.receipt(event.receipt)
+            self._push(receipt if effect is None or effect.done() else partial(_after, effect, receipt))
+
+    # Connecting and leaving
+
+    async def _connect(self, event: stomp.Connect) -> None:
+        headers = event.headers
+        given = headers.get("Authorization") or headers.get("authorization")
+        token = bearer(given) if given else bearer(f"Bearer {headers.get('passcode', '').removeprefix('Bearer ')}")
+        if not given and token is None:
+            token = bearer(self._headers.get("authorization"))
+        verified = await self._verify(token)
+        device = headers.get("device", "")
+        if device not in DEVICES:
+            device = device_of(self._headers.get("user-agent"))
+        service = self._endpoint.service
+        try:
+            session = await service.set_user_online(verified.user, device, secrets.token_urlsafe(16))
+        except TooManyConnections:
+            raise StompError("too many connections of this user", 1008) from None
+        except StoreUnavailable:
+            raise StompError("store unavailable", 1013) from None
+        self._session = session
+        self._watcher = Watcher(session, self._wake)
+        if self._ending is not None:  # the server stops, or the client was given up meanwhile
+            service.connection_lost(session)
+            return
+        now = time.monotonic()
+        self._push(self._stomp.connected(session=session.id, server=SERVER, user=session.user, now=now))
+        self._expire(verified)
+
+    async def _verify(self, token: str | None) -> Token:
+        if token is None:
+            raise StompError("Authorization is missing", 1008)
+        try:
+            return await self._endpoint.verifier.verify(token)
+        except InvalidToken as error:
+            raise StompError(f"Authorization: {error}", 1008) from None
+        except KeysUnavailable:
+            raise StompError("token cannot be verified now", 1013) from None
+
+    def _expire(self, token: Token) -> None:
+        self._stomp.expires_at = time.monotonic() + token.expires_at + LEEWAY_SECONDS - time.time()
+        self._arm()
+
+    def _disconnect(self, event: stomp.Disconnect) -> None:
+        session, _ = self._connected
+        effect = self._endpoint.service.set_user_offline(session)
+        self._acknowledge(event, effect)
+        # "RECEIPT, then the client closes (the server after 1 s)"; before that it may not have read the RECEIPT.
+        self._push(partial(self._leave, LINGER if event.acknowledge else 0.0))
+
+    async def _leave(self, seconds: float) -> bytes:
+        asyncio.get_running_loop().call_later(seconds, partial(self.finish, 1000, "", patience=0.0))
+        return b""
+
+    @property
+    def _connected(self) -> tuple[Session, Watcher]:
+        assert self._session is not None and self._watcher is not None  # no event but Connect comes before
+        return self._session, self._watcher
+
+    # What a client sends (guide, WebSocket API)
+
+    async def _heartbeat(self, event: stomp.Send) -> None:
+        session, _ = self._connected
+        given = event.headers.get("Authorization") or event.headers.get("authorization")
+        if given is not None:
+            token = await self._verify(bearer(given))
+            if token.user != session.user:
+                raise StompError("Authorization: sub is not the user of this connection", 1008)
+            self._expire(token)
+        service = self._endpoint.service
+        self._acknowledge(event, service.refresh_user_session(session, wait=event.acknowledge))
+
+    async def _online_status(self, event: stomp.Send) -> None:
+        session, _ = self._connected
+        online = _body(event).get("online")
+        if online is True:
+            effect = self._endpoint.service.sign_on(session, wait=event.acknowledge)
+        elif online is False:
+            effect = self._endpoint.service.sign_off(session)
+        else:
+            raise StompError("online must be true or false", 1008)
+        self._acknowledge(event, effect)
+
+    async def _watch(self, event: stomp.Send) -> None:
+        session, watcher = self._connected
+        users = self._ids(event)
+        limit = self._endpoint.limits.watches
+        if len(session.watched.union(users)) > limit:
+            raise StompError(f"userIds: more than {limit} users watched", 1008)
+        self._endpoint.service.fanout.watch(watcher, users)
+        self._push(partial(self._watched, users))
+        self._acknowledge(event)
+
+    async def _watched(self, users: list[str]) -> list[bytes]:
+        _, watcher = self._connected
+        await self._endpoint.service.watch(watcher, users)
+        return await self._snapshot(users, None)
+
+    async def _unwatch(self, event: stomp.Send) -> None:
+        session, watcher = self._connected
+        users = [user for user in self._ids(event) if user in session.watched]
+        self._endpoint.service.fanout.unwatch(watcher, users)
+        self._push(partial(self._unwatched, users))
+        self._acknowledge(event)
+
+    async def _unwatched(self, users: list[str]) -> bytes:
+        session, watcher = self._connected
+        await self._endpoint.service.unwatch(watcher, [user for user in users if user not in session.watched])
+        return b""
+
+    _ACTIONS = {  # noqa: RUF012 (no field)
+        "/app/heartbeat": _heartbeat,
+        "/app/online-status": _online_status,
+        "/app/presence.subscribe": _watch,
+        "/app/presence.unsubscribe": _unwatch,
+    }
+
+    def _ids(self, event: stomp.Send) -> list[str]:
+        session, _ = self._connected
+        users = _body(event).get("userIds")
+        limit = self._endpoint.limits.ids
+        if not isinstance(users, list):
+            raise StompError("userIds must be an array of ids", 1008)
+        if len(users) > limit:
+            raise StompError(f"userIds: more than {limit} ids in one frame", 1008)
+        for user in users:
+            if not isinstance(user, str) or not ID.fullmatch(user):
+                raise StompError(f"userIds: {str(user)[:64]!r} is not an id", 1008)
+        if self._endpoint.budget.take(session.user, len(users), time.monotonic()):
+            raise StompError("userIds: too many ids a second", 1008)
+        return list(dict.fromkeys(users))
+
+    # Telling
+
+    def _subscribe(self, event: stomp.Subscribe) -> None:
+        session, _ = self._connected
+        if event.destination not in QUEUES:
+            raise StompError(f"SUBSCRIBE to unknown destination {event.destination[:128]}", 1008)
+        if len(session.watched) > MANY_WATCHES:
+            rate = self._endpoint.limits.subscribes_per_second
+            self._subscribes = self._subscribes or TokenBucket(rate, rate)
+            if not self._subscribes.take(1, time.monotonic()):
+                raise StompError(f"more than {rate:g} SUBSCRIBEs a second", 1008)
+        self._push(partial(self._subscribed, event.id, self._stomp.subscriptions[event.id]))
+        self._acknowledge(event)
+
+    async def _subscribed(self, key: str, subscription: stomp.Subscription) -> list[bytes]:
+        session, _ = self._connected
+        if self._stomp.subscriptions.get(key) is not subscription:
+            return []
+        return await self._snapshot(list(session.watched), subscription)
+
+    async def _snapshot(self, users: list[str], only: stomp.Subscription | None) -> list[bytes]:
+        """Return MESSAGEs with the present state of ``users``, for one subscription or all.
+
+        The others are told of what turns round what they were told before.
+        """
+        if not self._stomp.subscriptions or not users:
+            return []
+        told = await self._endpoint.service.snapshot(self._connected[1], users)
+        return _pack(self._messages(told, only))
+
+    def _messages(self, told: Iterable[tuple[Status, bool]], only: stomp.Subscription | None = None) -> Iterator[bytes]:
+        for status, flipped in told:
+            for subscription in self._stomp.subscriptions.values():
+                if only is None or subscription is only:
+                    yield self._stomp.message(subscription, status.snapshot)
+                elif flipped:
+                    yield self._stomp.message(subscription, status.event)
+
+    async def _news(self) -> list[bytes]:
+        """Return MESSAGEs for the changes that are pending."""
+        watcher = self._watcher
+        if watcher is None or not watcher.pending or not self._stomp.subscriptions:
+            return []
+        out: list[bytes] = []
+        if self._endpoint.service.rules.contacts_only:
+            out = await self._revised()
+        subscriptions = self._stomp.subscriptions.values()
+        flips = (self._stomp.message(to, status.event) for status in watcher.flips() for to in subscriptions)
+        return out + _pack(flips)
+
+    async def _revised(self) -> list[bytes]:
+        """Apply the policy `contacts` anew to what has been told."""
+        _, watcher = self._connected
+        told, revealed = await self._endpoint.service.revise(watcher)
+        out = _pack(self._messages((status, False) for status in told))
+        return out + (await self._snapshot(revealed, None) if revealed else [])
+
+    def revise(self) -> None:
+        """Look again whom this client may see."""
+        if self._watcher and self._watcher.told and self._ending is None:
+            self._push(self._revised)
+
+    # Writing
+
+    def _push(self, item: Outgoing) -> None:
+        if self._ending is None:
+            self._out.append(item)
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._writer is None and self._ending is None:
+            self._writer = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                if not self._out:
+                    messages: bytes | list[bytes] = await self._news()
+                    if not messages:
+                        return
+                else:
+                    item = self._out.popleft()
+                    if isinstance(item, bytes):
+                        messages = item
+                    else:
+                        self._waiting = True
+                        messages = await item()
+                        self._waiting = False
+                for data in [messages] if isinstance(messages, bytes) else messages:
+                    if data:
+                        await self._transmit(data)
+                if self._room and len(self._out) < OUT_LIMIT:
+                    self._room.set()
+                    self._room = None
+        except TimeoutError:
+            self._abort("slow reader")
+        except DirectoryUnavailable as error:
+            log.info("a client is told later: %s", error)  # `revise` comes again
+        except Exception:
+            log.exception("writing to a client failed")
+            self._abort("server error")
+        finally:
+            self._waiting = False
+            self._writer = None
+
+    async def _transmit(self, data: bytes) -> None:
+        text = data.decode()
+        async with asyncio.timeout(self._endpoint.limits.send_seconds):
+            await self._send({"type": "websocket.send", "text": sockjs.wrap(text) if self._is_sockjs else text})
+        self._stomp.sent(time.monotonic())
+
+    # Time
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self._stomp.timer_at
+        if at is not None and self._ending is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(loop.time() + max(0.0, at - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        try:
+            beat = self._stomp.handle_timer(time.monotonic())
+        except StompError as error:
+            return self._fail(error)
+        if beat and self._waiting:  # the writer waits for the store: the beat goes past it
+            self._stomp.sent(time.monotonic())
+            self._endpoint.spawn(self._beat(beat))
+        elif beat and not self._out:
+            self._stomp.sent(time.monotonic())
+            self._push(beat)
+        self._arm()
+
+    async def _beat(self, beat: bytes) -> None:
+        with suppress(TimeoutError):
+            await self._transmit(beat)
+
+    # Ending
+
+    def _fail(self, error: StompError) -> None:
+        """ERROR, then close (WIRE §6); the session ends as with a lost connection."""
+        if self._ending is None:
+            expires_at = self._stomp.expires_at
+            self._lose(token_expired=expires_at is not None and time.monotonic() >= expires_at)
+            self._push(self._stomp.error(error))
+            self.finish(error.code, error.message, patience=LINGER)
+
+    def _abort(self, reason: str) -> None:
+        """Nothing can be written: leave without a word."""
+        log.info("a client is dropped: %s", reason)
+        self._lose()
+        if self._ending is None and self._task is not None:
+            self._ending = asyncio.create_task(asyncio.sleep(0))
+            self._task.cancel()
+
+    def finish(self, code: int, reason: str, *, patience: float) -> None:
+        """Close, once what is queued has been written, or ``patience`` s have gone by."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._finish(code, reason, patience))
+
+    async def _finish(self, code: int, reason: str, patience: float) -> None:
+        writer, task = self._writer, self._task
+        if task is None:
+            return  # gone already
+        if writer is not None:
+            await asyncio.wait({writer}, timeout=patience)
+            writer.cancel()
+        reason = reason.encode()[:120].decode(errors="ignore")  # RFC 6455 §5.5: control frames are short
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._endpoint.limits.send_seconds):
+                if self._is_sockjs:
+                    await self._send({"type": "websocket.send", "text": sockjs.closing(code, reason)})
+                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        # What the client still sends is read, for a moment: closing before that would reset the connection, and the
+        # ERROR frame might be lost with it.
+        await asyncio.wait({task}, timeout=LINGER)
+        if self._task is not None:
+            self._task.cancel()
+
+    def _lose(self, *, token_expired: bool = False) -> None:
+        """The session's connection is gone."""
+        if self._session is None:
+            return
+        service = self._endpoint.service
+        self._session.last_input = self._stomp.heard_at
+        if token_expired:
+            service.token_expired(self._session)
+        else:
+            service.connection_lost(self._session)
+
+    def _gone(self) -> None:
+        self._task = None
+        self._endpoint.clients.discard(self)
+        self._lose()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writer is not None:
+            self._writer.cancel()
+        if self._watcher is not None:
+            users = list(self._watcher.session.watched)
+            self._endpoint.service.fanout.unwatch(self._watcher, users)
+            self._endpoint.spawn(self._endpoint.service.unwatch(self._watcher, users))
+
+
+async def _after(effect: Future[None], receipt: bytes) -> bytes:
+    await asyncio.shield(effect)
+    return receipt
+
+
+def _pack(frames: Iterable[bytes]) -> list[bytes]:
+    """Join frames into messages of about `PACK_BYTES`."""
+    out: list[bytes] = []
+    pack: list[bytes] = []
+    size = 0
+    for frame in frames:
+        pack.append(frame)
+        size += len(frame)
+        if size >= PACK_BYTES:
+            out.append(b"".join(pack))
+            pack, size = [], 0
+    return [*out, b"".join(pack)] if pack else out
+
+
+def _body(event: stomp.Send) -> dict[str, Any]:
+    """Return the JSON object in the body."""
+    try:
+        body = json.loads(event.body)
+    except (ValueError, RecursionError):
+        raise StompError(f"body of SEND to {event.destination} is not JSON", 1008) from None
+    if not isinstance(body, dict):
+        raise StompError(f"body of SEND to {event.destination} is not a JSON object", 1008)
+    return body
