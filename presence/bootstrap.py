@@ -295,6 +295,7 @@ def _limits(settings: Settings) -> EndpointLimits:
         send_seconds=settings.send_seconds,
         beat_seconds=settings.beat_seconds,
         silence_seconds=settings.silence_seconds,
+        ping_seconds=settings.ping_seconds,
     )
 
 
@@ -302,7 +303,6 @@ def _config(settings: Settings, sock: socket.socket) -> Config:
     config = Config()
     config.bind = [f"fd://{sock.detach()}"]
     config.backlog = BACKLOG
-    config.websocket_ping_interval = settings.ping_seconds
     config.websocket_max_message_size = settings.max_message_bytes
     config.graceful_timeout = 1.0
     config.include_server_header = False

@@ -84,8 +84,9 @@ def _parse(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str,
         raise DirectoryError(f"{path}: not JSON: {error}") from None
     if not isinstance(document, dict):
         raise DirectoryError(f"{path}: must be an object with friends and conversations")
-    if unknown := next((key for key in document if key not in ("friends", "conversations")), None):
-        raise DirectoryError(f"{path}: {_shown(unknown)} is neither friends nor conversations")
+    for key in document:
+        if key not in ("friends", "conversations"):
+            raise DirectoryError(f"{path}: {_shown(key)} is neither friends nor conversations")
     return _table(path, document, "friends"), _table(path, document, "conversations")
 
 

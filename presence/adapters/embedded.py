@@ -149,7 +149,7 @@ class EmbeddedStore:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,  # Ctrl-C is for us alone: we end it once all leases are shortened
-                    preexec_fn=partial(end_with, os.getpid()),
+                    preexec_fn=partial(end_with, os.getpid()),  # noqa: PLW1509 - two system calls, no locks
                 )
         except OSError as error:
             raise EmbeddedError(f"{binary} did not start: {error}") from None

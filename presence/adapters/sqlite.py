@@ -34,7 +34,14 @@ _WRITE = """
         version = excluded.version
     WHERE excluded.version > version
 """
-_READ = "SELECT user_id, is_online, version, last_active FROM user_presence"
+_READ = """
+    SELECT user_id, is_online, version, last_active FROM user_presence
+    WHERE user_id IN (SELECT value FROM json_each(?))
+"""
+_ONLINE = """
+    SELECT user_id, is_online, version, last_active FROM user_presence
+    WHERE is_online AND user_id > ? ORDER BY user_id LIMIT ?
+"""
 
 
 class SqliteHistory:
@@ -89,14 +96,11 @@ class SqliteHistory:
         await self._run(work)
 
     async def read(self, users: Collection[str]) -> Mapping[str, Status]:
-        asked = json.dumps(list(users))
-        rows = await self._select(f"{_READ} WHERE user_id IN (SELECT value FROM json_each(?))", asked)
-        return {row[0]: _status(row) for row in rows}
+        return {row[0]: _status(row) for row in await self._select(_READ, json.dumps(list(users)))}
 
     async def online_users(self) -> AsyncIterator[Sequence[Status]]:
         last = ""
-        page = f"{_READ} WHERE is_online AND user_id > ? ORDER BY user_id LIMIT {PAGE}"
-        while rows := await self._select(page, last):
+        while rows := await self._select(_ONLINE, last, PAGE):
             yield [_status(row) for row in rows]
             last = rows[-1][0]
 

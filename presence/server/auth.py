@@ -185,7 +185,7 @@ class _FileKeys(_Keys):
         except _UNREADABLE as error:
             raise KeysUnavailable(f"JWKS {path} cannot be read: {_line(error)}") from None
 
-    async def _refresh(self, *, unknown: bool = False) -> None:
+    async def _refresh(self, *, unknown: bool = False) -> None:  # noqa: ARG002 - a file is looked at each time
         if (stamp := _stamp(self._path)) != self._seen:
             self._seen = stamp
             try:
@@ -292,7 +292,7 @@ def _create(path: Path, content: bytes) -> None:
     """Make the file (0600), complete from its first moment on; when another process was faster, its file stays."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -16,7 +16,6 @@ import time
 from asyncio import Future
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +29,7 @@ from presence.server.auth import LEEWAY_SECONDS, InvalidToken, KeysUnavailable, 
 from presence.server.budget import IdBudget
 from presence.server.origins import Origins
 from presence.server.problems import Problem
+from presence.server.transport import Transport
 from presence.service import PresenceService
 from presence.stomp import StompError, sockjs
 from presence.stomp.bucket import TokenBucket
@@ -65,6 +65,7 @@ class EndpointLimits:
     send_seconds: float = 10.0
     beat_seconds: float = 10.0
     silence_seconds: float = 90.0
+    ping_seconds: float = 20.0
 
 
 class Endpoint:
@@ -152,6 +153,8 @@ class Client:
         "_headers",
         "_is_sockjs",
         "_out",
+        "_ping_at",
+        "_pinging",
         "_receive",
         "_room",
         "_send",
@@ -160,6 +163,7 @@ class Client:
         "_subscribes",
         "_task",
         "_timer",
+        "_transport",
         "_waiting",
         "_watcher",
         "_writer",
@@ -174,6 +178,9 @@ class Client:
         self._receive = receive
         self._send = send
         self._is_sockjs = is_sockjs
+        self._transport = Transport(send)
+        self._ping_at = time.monotonic() + limits.ping_seconds
+        self._pinging = False
         self._stomp = stomp.Connection(
             now=time.monotonic(),
             limits=limits.frames,
@@ -512,27 +519,39 @@ class Client:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = self._stomp.timer_at
-        if at is not None and self._ending is None:
+        if self._ending is None:
+            at = min(self._ping_at, self._stomp.timer_at or self._ping_at)
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(loop.time() + max(0.0, at - time.monotonic()), self._tick)
 
     def _tick(self) -> None:
+        now = time.monotonic()
         try:
-            beat = self._stomp.handle_timer(time.monotonic())
+            beat = self._stomp.handle_timer(now)
         except StompError as error:
             return self._fail(error)
         if beat and self._waiting:  # the writer waits for the store: the beat goes past it
-            self._stomp.sent(time.monotonic())
-            self._endpoint.spawn(self._beat(beat))
-        elif beat and not self._out:
-            self._stomp.sent(time.monotonic())
+            self._endpoint.spawn(self._past(self._transmit(beat)))
+        elif beat:
             self._push(beat)
+        if now >= self._ping_at:
+            self._ping_at = now + self._endpoint.limits.ping_seconds
+            if not self._pinging:
+                self._pinging = True
+                self._endpoint.spawn(self._past(self._ping()))
         self._arm()
 
-    async def _beat(self, beat: bytes) -> None:
-        with suppress(TimeoutError):
-            await self._transmit(beat)
+    async def _ping(self) -> None:
+        async with asyncio.timeout(self._endpoint.limits.send_seconds):
+            await self._transport.ping()
+        self._pinging = False
+
+    async def _past(self, sending: Awaitable[None]) -> None:
+        """Send something past the writer."""
+        try:
+            await sending
+        except TimeoutError:
+            self._abort("slow reader")
 
     # Ending
 
@@ -551,6 +570,7 @@ class Client:
         if self._ending is None and self._task is not None:
             self._ending = asyncio.create_task(asyncio.sleep(0))
             self._task.cancel()
+        self._transport.abort()
 
     def finish(self, code: int, reason: str, *, patience: float) -> None:
         """Close, once what is queued has been written, or ``patience`` s have gone by."""
@@ -565,16 +585,19 @@ class Client:
             await asyncio.wait({writer}, timeout=patience)
             writer.cancel()
         reason = reason.encode()[:120].decode(errors="ignore")  # RFC 6455 §5.5: control frames are short
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._endpoint.limits.send_seconds):
+        try:
+            async with asyncio.timeout(LINGER):
                 if self._is_sockjs:
                     await self._send({"type": "websocket.send", "text": sockjs.closing(code, reason)})
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        except TimeoutError:
+            return self._transport.abort()
         # What the client still sends is read, for a moment: closing before that would reset the connection, and the
         # ERROR frame might be lost with it.
         await asyncio.wait({task}, timeout=LINGER)
         if self._task is not None:
             self._task.cancel()
+            self._transport.abort()
 
     def _lose(self, *, token_expired: bool = False) -> None:
         """The session's connection is gone."""
