@@ -36,6 +36,7 @@ from presence.server.auth import SecretError, TokenVerifier, make_token, secret_
 from presence.server.budget import IdBudget
 from presence.server.origins import Origins, is_loopback
 from presence.server.rest import presence_api
+from presence.server.transport import log_dropped
 from presence.server.websocket import ASGIApp, Endpoint, EndpointLimits
 from presence.service import PresenceService, Rules
 from presence.settings import Settings
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 SPARE_FILES = 512  # open files left to all but clients
 RESTART_SECONDS = 1.0  # pause before something that ended is started again
+REVISE_SECONDS = 2.0  # between two looks whether somebody may still be seen
 STOP_SECONDS = 5.0  # for closing all sockets at a planned stop
 BACKLOG = 4096  # connections the kernel may hold before they are accepted
 
@@ -208,6 +210,7 @@ async def _service(settings: Settings, url: str, name: str) -> AsyncIterator[Pre
 
 async def _instance(settings: Settings, url: str, sock: socket.socket, stop: asyncio.Event) -> None:
     """Serve on the socket until ``stop``, then stop as planned (WIRE §4)."""
+    asyncio.get_running_loop().set_exception_handler(log_dropped)
     async with _service(settings, url, name=secrets.token_hex(8)) as service:
         secret = None if settings.jwks else _secret(settings)
         verifier = TokenVerifier(
@@ -260,7 +263,7 @@ def _jobs(
     if settings.lease_renewed_by == "connection":
         every(settings.lease_seconds / 3, "renewal", partial(jobs.renew_open_sessions, service))
     if settings.watch_policy == "contacts":
-        every(1.0, "revision", endpoint.revise)
+        every(REVISE_SECONDS, "revision", endpoint.revise)
     return work
 
 

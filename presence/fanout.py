@@ -14,7 +14,7 @@ from presence.core.model import Session, Status
 class Watcher:
     """What one session watches and has been told."""
 
-    __slots__ = ("_wake", "hidden", "pending", "session", "told")
+    __slots__ = ("_wake", "hidden", "pending", "session", "told", "visible")
 
     def __init__(self, session: Session, wake: Callable[[], None]) -> None:
         self.session = session
@@ -24,6 +24,8 @@ class Watcher:
         """Newer statuses, not told yet."""
         self.hidden: set[str] = set()
         """Those told of who may not be seen (policy `contacts`)."""
+        self.visible: frozenset[str] | None = None
+        """Whom the session might see when the policy was last applied."""
         self._wake = wake
 
     def offer(self, status: Status) -> None:

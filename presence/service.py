@@ -276,7 +276,7 @@ class PresenceService:
         Returns:
             What to tell at once of users who may not be seen any more, and the users who may be seen again.
         """
-        visible = await self.visible(watcher.session.user)
+        watcher.visible = visible = await self.visible(watcher.session.user)
         if visible is None:
             return [], []
         revoked = [user for user in watcher.told if user not in watcher.hidden and user not in visible]

@@ -73,9 +73,6 @@ class Settings(BaseSettings):
     directory: Path | None = Field(
         None, description="JSON file with the friends and conversations, re-read when it changes; none: demo data."
     )
-    contacts_cache_seconds: float = Field(
-        10.0, ge=0, le=10, description="Age of the contacts that the policy decides on, s."
-    )
 
     redis_url: str | None = Field(
         None, repr=False, description="Redis or Valkey, redis://, rediss:// or unix://; none: an embedded one."
@@ -121,7 +118,7 @@ class Settings(BaseSettings):
     @field_validator("jwt_secret")
     @classmethod
     def _check_secret(cls, value: str | None) -> str | None:
-        if value is not None and len(value.encode()) < 32:
+        if value is not None and len(os.fsencode(value)) < 32:
             raise ValueError("must be at least 32 bytes long")
         return value
 

@@ -40,9 +40,7 @@ class FileDirectory:
         return (await self._current()).members.get(conversation)
 
     async def contacts(self, user: str) -> frozenset[str]:
-        content = await self._current()
-        shared = (content.members[conversation] for conversation in content.conversations_of.get(user, ()))
-        return frozenset({user}).union(content.listed_by.get(user, ()), *shared)
+        return (await self._current()).contacts(user)
 
     async def _current(self) -> _Content:
         now = time.monotonic()
@@ -62,12 +60,19 @@ class _Content:
 
     def __init__(self, path: Path) -> None:
         self.friends, self.members = _parse(path)
-        self.listed_by: dict[str, list[str]] = {}
-        self.conversations_of: dict[str, list[str]] = {}
-        for forward, backward in ((self.friends, self.listed_by), (self.members, self.conversations_of)):
+        self._listed_by: dict[str, list[str]] = {}
+        self._conversations_of: dict[str, list[str]] = {}
+        for forward, backward in ((self.friends, self._listed_by), (self.members, self._conversations_of)):
             for one, others in forward.items():
                 for other in others:
                     backward.setdefault(other, []).append(one)
+        self._contacts: dict[str, frozenset[str]] = {}
+
+    def contacts(self, user: str) -> frozenset[str]:
+        if user not in self._contacts and (user in self._listed_by or user in self._conversations_of):
+            shared = (self.members[conversation] for conversation in self._conversations_of.get(user, ()))
+            self._contacts[user] = frozenset({user}).union(self._listed_by.get(user, ()), *shared)
+        return self._contacts.get(user) or frozenset({user})
 
 
 def demo_path() -> Path:

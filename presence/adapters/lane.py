@@ -119,14 +119,15 @@ class Lane:
             up = True
             for kind in Kind:
                 commands = [command for command in batch if command.kind is kind]
-                if commands:
-                    up &= await self._run(kind, commands)
+                if commands and up:
+                    up = await self._run(kind, commands)
             if any(queue[0].urgent for queue in self._waiting.values()):
                 self._urgent.set()
             if not self._waiting:
                 self._some.clear()
                 self._idle.set()
             if not up:
+                self._give_up()
                 pause = min(1.0, pause * 2 or 0.05)
                 await asyncio.sleep(pause)
             else:
@@ -138,10 +139,7 @@ class Lane:
         try:
             answers = await self._call(kind, commands)
         except StoreUnavailable:
-            now = asyncio.get_running_loop().time()
-            for command in commands:
-                self._failed(command, now)
-            return False
+            return False  # all are kept, to be sent again
         for command, answer in zip(commands, answers, strict=True):
             self._answered(command, answer)
         return True
@@ -164,14 +162,19 @@ class Lane:
         if not queue:
             del self._waiting[command.session.id]
 
-    def _failed(self, command: Command, now: float) -> None:
-        """Keep the command, to be sent again, but for a connect whose client is told or has left.
+    def _give_up(self) -> None:
+        """Drop the connects whose client has left, or has waited long enough and is told. All else is kept.
 
-        It may have taken effect, so it is followed by an end until that is answered (DESIGN §3.5).
+        One that was sent may have taken effect, so it is followed by an end until that is answered (DESIGN §3.5).
         """
-        queue = self._waiting[command.session.id]
-        if command.kind is Kind.CONNECT and len(queue) > 1 and queue[1].kind is Kind.END:
-            queue.popleft().abandon()
-        elif command.give_up_at is not None and now >= command.give_up_at:
-            queue.popleft().abandon()
-            queue.appendleft(Command(Kind.END, command.session, Reason.DISCONNECTED, None))
+        now = asyncio.get_running_loop().time()
+        for queue in list(self._waiting.values()):
+            first = queue[0]
+            if first.kind is Kind.CONNECT and len(queue) > 1 and queue[1].kind is Kind.END:
+                queue.popleft().abandon()
+            elif first.give_up_at is not None and now >= first.give_up_at:
+                queue.popleft().abandon()
+                if first.tried:
+                    queue.appendleft(Command(Kind.END, first.session, Reason.DISCONNECTED, None))
+                elif not queue:
+                    del self._waiting[first.session.id]

@@ -129,8 +129,8 @@ class RedisStore:
         }
 
     def _client(self, url: str, connections: int, timeout: float) -> Any:
-        return Redis(
-            connection_pool=BlockingConnectionPool.from_url(
+        return Redis.from_pool(  # which owns it, and so closes it
+            BlockingConnectionPool.from_url(
                 url,
                 max_connections=connections,
                 timeout=self._timeout,

@@ -8,7 +8,9 @@ import secrets
 from collections.abc import Mapping
 
 from quart import Blueprint, Quart, Response, request
+from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 
 from presence.ports import Health, Unavailable
 from presence.server.health import readiness
@@ -20,7 +22,8 @@ log = logging.getLogger(__name__)
 
 def create_app(api: Blueprint, origins: Origins, dependencies: Mapping[str, Health], max_body_bytes: int) -> Quart:
     """Return the app that serves all but WebSockets. ``app.config["STOPPING"]`` makes it not ready."""
-    app = Quart("presence.server", static_folder="static")
+    app = _App("presence.server", static_folder="static")
+    app.url_map.merge_slashes = False  # "404 unknown path": no redirects
     app.config.update(MAX_CONTENT_LENGTH=max_body_bytes, BODY_TIMEOUT=10, STOPPING=False)
     app.register_blueprint(api)
     app.register_blueprint(_sockjs())
@@ -43,7 +46,8 @@ def create_app(api: Blueprint, origins: Origins, dependencies: Mapping[str, Heal
 
     @app.errorhandler(Unavailable)
     async def unavailable(error: Unavailable) -> Response:
-        return _answer(Problem(503, f"unknown for now: {error}", {"Retry-After": "1"}))
+        log.debug("unknown for now: %s", error)  # where our stores are is no client's business
+        return _answer(Problem(503, "unknown for now: try again", {"Retry-After": "1"}))
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
@@ -75,6 +79,14 @@ def create_app(api: Blueprint, origins: Origins, dependencies: Mapping[str, Heal
     return app
 
 
+class _App(Quart):
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Return what finds routes. None depends on the host; one that is no name would make Werkzeug raise."""
+        if request is None:
+            return super().create_url_adapter(request)
+        return self.url_map.bind("", default_method=request.method, path_info=request.path)
+
+
 def _answer(problem: Problem) -> Response:
     body = json.dumps(problem.body(), ensure_ascii=False)
     return Response(body, problem.status, problem.headers, content_type="application/problem+json")
@@ -89,7 +101,7 @@ def _sockjs() -> Blueprint:
     async def greeting() -> Response:
         return Response("Welcome to SockJS!\n", content_type="text/plain; charset=UTF-8")
 
-    @routes.get("/info")
+    @routes.get("/info", provide_automatic_options=False)
     async def info() -> Response:
         about = {"websocket": True, "cookie_needed": False, "origins": ["*:*"], "entropy": secrets.randbits(32)}
         return Response(json.dumps(about), content_type="application/json; charset=UTF-8")

@@ -275,7 +275,7 @@ def secret_of(explicit: str | None, data_dir: Path) -> bytes:
         SecretError: it is too short, or the file can neither be read nor made.
     """
     if explicit is not None:
-        return check_secret(explicit.encode())
+        return check_secret(os.fsencode(explicit))  # any bytes: the environment need not be UTF-8
     path = data_dir / "jwt-secret"
     try:
         if not path.exists():

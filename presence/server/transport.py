@@ -7,10 +7,15 @@ another server there are none, and connections end when that server ends them.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.ws_stream import WSStream
 from wsproto.events import Ping
+
+log = logging.getLogger(__name__)
 
 
 class Transport:
@@ -31,3 +36,26 @@ class Transport:
         """Drop the TCP connection, and what has not been sent."""
         if self._stream is not None:
             self._stream.send.__self__.send.__self__.writer.transport.abort()
+
+
+_answer_error = WSStream._send_error_response  # noqa: SLF001 (as above)
+
+
+async def _answer_error_and_close(stream: WSStream, status: int) -> None:
+    """What Hypercorn answers to a broken handshake; it would keep the connection, uncounted, as long as the client."""
+    await _answer_error(stream, status)
+    await stream.send(StreamClosed(stream.stream_id))
+
+
+WSStream._send_error_response = _answer_error_and_close  # type: ignore[method-assign, assignment]  # noqa: SLF001
+
+
+def log_dropped(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Exception handler of the loop: a client whose bytes make Hypercorn raise is dropped, with one line in the log."""
+    error = context.get("exception")
+    if context["message"] != "Unhandled exception in client_connected_cb":
+        return loop.default_exception_handler(context)
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    log.info("a client is dropped: %s %.200r", type(error).__name__, str(error))
+    return None

@@ -107,7 +107,10 @@ class Endpoint:
             return await _refuse(send, problem)
         # Always one of those offered: browsers fail without; the highest: some clients take the version from it.
         chosen = next((name for name in SUBPROTOCOLS if name in scope["subprotocols"]), None)
-        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
+        try:
+            await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
+        except ValueError:  # only now Hypercorn reads what Sec-WebSocket-Extensions says
+            return Transport(send).abort()
         await Client(self, headers, receive, send, is_sockjs=is_sockjs).run()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -124,7 +127,7 @@ class Endpoint:
     async def revise(self) -> None:
         """Let all connections look again whom they may see (policy `contacts`)."""
         for client in list(self.clients):
-            client.revise()
+            await client.revise()
 
     async def stop(self, timeout: float) -> None:
         """Planned stop: shorten all leases first, then close the sockets with 1001 (WIRE §4)."""
@@ -459,10 +462,13 @@ class Client:
         out = _pack(self._messages((status, False) for status in told))
         return out + (await self._snapshot(revealed, None) if revealed else [])
 
-    def revise(self) -> None:
+    async def revise(self) -> None:
         """Look again whom this client may see."""
-        if self._watcher and self._watcher.told and self._ending is None:
-            self._push(self._revised)
+        watcher = self._watcher
+        if watcher and watcher.told:
+            visible = await self._endpoint.service.visible(watcher.session.user)
+            if visible is not watcher.visible and visible != watcher.visible:
+                self._push(self._revised)
 
     # Writing
 

@@ -40,4 +40,6 @@ for _, member in ipairs(late) do
   local user, session = string.match(member, '^(.-):(.*)$')
   set_lease(user, session, redis.call('GET', session_key(user, session)) or 'web', now + lease)
 end
-return { epoch, 0, (#due == limit or #late == limit) and 1 or 0, version }
+local more = #due == limit or #late == limit
+if more then redis.call('DECRBY', SWEPT, ARGV[6]) end -- the next call is to go on at once
+return { epoch, 0, more and 1 or 0, version }

@@ -1,0 +1,61 @@
+# Needs Python ≥ 3.11 with venv and pip, make, and for the JavaScript clients Node ≥ 18 with npm. All else is set up here.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check bench lock clean
+
+# The first Python that is new enough; `make PYTHON=...` takes another.
+PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(python) -c 'import ensurepip, sys, venv; sys.version_info >= (3, 11) and print("$(python)")' 2>/dev/null)))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+NODE := $(shell node -e 'console.log(parseInt(process.versions.node) >= 18 ? "node" : "")' 2>/dev/null)
+NPM := $(if $(NODE),$(shell command -v npm 2>/dev/null))
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+run: .venv/run  ## Start a complete presence server on http://127.0.0.1:8080
+	$(BIN)/presence serve
+
+test: check $(if $(NPM),tests/clients/node_modules/installed)  ## Check the code, then run all tests
+	$(BIN)/python -m pytest -n 4 --dist worksteal
+
+check: .venv/dev  ## Check style, types and the direction of imports
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: .venv/dev  ## Measure
+	$(BIN)/python -m pytest benchmarks
+
+lock: .venv/dev  ## Pin the dependencies anew, with hashes (UPGRADE=1: the newest that the ranges allow)
+	$(COMPILE) -o requirements/run.txt pyproject.toml requirements/run.in
+	$(COMPILE) -o requirements/dev.txt pyproject.toml requirements/dev.in
+	cd tests/clients && npm $(if $(UPGRADE),update,install) --package-lock-only --omit-lockfile-registry-resolved
+COMPILE = CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --no-config $(if $(UPGRADE),--upgrade) \
+	--generate-hashes --allow-unsafe --strip-extras --no-emit-options --resolver=backtracking
+
+clean:  ## Remove all that was made here
+	rm -rf .venv tests/clients/node_modules build dist *.egg-info .benchmarks .hypothesis .*_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: an environment is made once, and again when what it is made from has changed. The development environment
+# holds what `make run` needs, too.
+.venv/run: requirements/run.txt pyproject.toml | .venv/bin/python
+	$(PIP) install --require-hashes --requirement requirements/run.txt
+	$(PIP) install --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+.venv/dev: requirements/dev.txt pyproject.toml | .venv/bin/python
+	$(PIP) install --require-hashes --requirement requirements/dev.txt
+	$(PIP) install --no-deps --no-build-isolation --no-index --editable .
+	@touch $@ .venv/run
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python ≥ 3.11 with venv and pip was found: install one, or say make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+tests/clients/node_modules/installed: tests/clients/package-lock.json
+	cd tests/clients && npm ci --no-audit --no-fund --silent
+	@touch $@
