@@ -13,8 +13,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import cast
@@ -32,7 +32,7 @@ from presence.logs import configure_logging
 from presence.ports import Unavailable
 from presence.relay import relay
 from presence.server.app import create_app
-from presence.server.auth import SecretError, TokenVerifier, make_token, secret_of
+from presence.server.auth import KeysUnavailable, SecretError, TokenVerifier, make_token, secret_of
 from presence.server.budget import IdBudget
 from presence.server.origins import Origins, is_loopback
 from presence.server.rest import presence_api
@@ -67,38 +67,53 @@ def serve(settings: Settings) -> None:
     Raises:
         StartError: it cannot.
     """
-    try:
-        with locked(settings.data_dir):
-            _check(settings)
-            sock = _listen(settings, shared=settings.workers > 1)
-            store = None if settings.redis_url else EmbeddedStore(settings.data_dir)
+    with _start_errors(), locked(settings.data_dir):
+        FileDirectory(settings.directory or demo_path())  # what would fail in every instance fails here, once
+        _verifier(settings)
+        sock = _listen(settings, shared=settings.workers > 1)
+        store = None if settings.redis_url else EmbeddedStore(settings.data_dir)
+        if store:
+            store.start()
+        try:
+            asyncio.run(_main(settings, sock, store))
+        finally:
             if store:
-                store.start()
-            try:
-                asyncio.run(_main(settings, sock, store))
-            finally:
-                if store:
-                    store.stop()
-    except EmbeddedError as error:
-        raise StartError(str(error)) from None
+                store.stop()
 
 
 def token(settings: Settings, user: str, ttl_seconds: float) -> str:
     """Return a token for ``user`` that a server with these settings accepts."""
     if settings.jwks is not None:
         raise StartError("PRESENCE_JWKS is set: tokens are made by whoever has its private keys", 2)
-    secret = _secret(settings)
+    with _start_errors():
+        secret = secret_of(settings.jwt_secret, settings.data_dir)
     return make_token(secret, user, ttl_seconds, settings.jwt_issuer, settings.jwt_audience, now=time.time())
 
 
 async def cleanup(settings: Settings) -> Mapping[str, int]:
     """Run the cleanup once, beside the running server; return how many of each kind were repaired."""
     url = settings.redis_url or EmbeddedStore(settings.data_dir).url
+    with _start_errors():
+        try:
+            async with _service(settings, url, name="cleanup") as service:
+                return await service.cleanup()
+        except Unavailable as error:
+            raise StartError(f"no stores to clean up, is the server of {settings.data_dir} running? {error}") from None
+
+
+@contextmanager
+def _start_errors() -> Iterator[None]:
+    """Name the setting behind an error."""
     try:
-        async with _service(settings, url, name="cleanup") as service:
-            return await service.cleanup()
-    except Unavailable as error:
-        raise StartError(f"the stores of {settings.data_dir} cannot be asked, is the server running? {error}") from None
+        yield
+    except DirectoryError as error:
+        raise StartError(f"PRESENCE_DIRECTORY: {error}", 2) from None
+    except SecretError as error:
+        raise StartError(f"PRESENCE_JWT_SECRET: {error}", 2) from None
+    except KeysUnavailable as error:
+        raise StartError(f"PRESENCE_JWKS: {error}", 2) from None
+    except (EmbeddedError, Unavailable) as error:
+        raise StartError(str(error)) from None
 
 
 # Processes
@@ -174,7 +189,12 @@ def _worker(settings: Settings, url: str) -> None:
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches all; the main process says when
         await _instance(settings, url, _listen(settings, shared=True), stop)
 
-    asyncio.run(run())
+    try:
+        with _start_errors():
+            asyncio.run(run())
+    except StartError as error:
+        log.error("%s", error)
+        sys.exit(error.code)
 
 
 # One instance
@@ -212,10 +232,7 @@ async def _instance(settings: Settings, url: str, sock: socket.socket, stop: asy
     """Serve on the socket until ``stop``, then stop as planned (WIRE §4)."""
     asyncio.get_running_loop().set_exception_handler(log_dropped)
     async with _service(settings, url, name=secrets.token_hex(8)) as service:
-        secret = None if settings.jwks else _secret(settings)
-        verifier = TokenVerifier(
-            secret=secret, jwks=settings.jwks, issuer=settings.jwt_issuer, audience=settings.jwt_audience
-        )
+        verifier = _verifier(settings)
         origins = Origins(settings.allowed_origins, loopback_only=is_loopback(settings.host))
         budget = IdBudget(settings.max_ids_per_second, settings.max_ids_burst)
         api = presence_api(service, verifier, budget, settings.max_ids_per_request)
@@ -235,7 +252,8 @@ async def _instance(settings: Settings, url: str, sock: socket.socket, stop: asy
         for task in tasks[1:]:
             task.cancel()
         await asyncio.wait(tasks[1:])
-        tasks[0].cancel()  # the store's own work last: the others may still have asked something
+        await cast("RedisStore", service.store).flushed()
+        tasks[0].cancel()  # the store's own work last
 
 
 def _jobs(
@@ -314,31 +332,17 @@ def _config(settings: Settings, sock: socket.socket) -> Config:
     return config
 
 
-def _check(settings: Settings) -> None:
-    """Find out at the start, in the main process, what would fail in each instance."""
-    try:
-        FileDirectory(settings.directory or demo_path())
-        secret = None if settings.jwks else _secret(settings)
-        if settings.jwks:
-            TokenVerifier(secret=secret, jwks=settings.jwks)
-    except DirectoryError as error:
-        raise StartError(f"PRESENCE_DIRECTORY: {error}", 2) from None
-    except Unavailable as error:
-        raise StartError(f"PRESENCE_JWKS: {error}", 2) from None
-
-
-def _secret(settings: Settings) -> bytes:
-    try:
-        return secret_of(settings.jwt_secret, settings.data_dir)
-    except SecretError as error:
-        raise StartError(f"PRESENCE_JWT_SECRET: {error}", 2) from None
+def _verifier(settings: Settings) -> TokenVerifier:
+    secret = None if settings.jwks else secret_of(settings.jwt_secret, settings.data_dir)
+    issuer, audience = settings.jwt_issuer, settings.jwt_audience
+    return TokenVerifier(secret=secret, jwks=settings.jwks, issuer=issuer, audience=audience)
 
 
 def _listen(settings: Settings, *, shared: bool) -> socket.socket:
     """Return a bound socket; ``shared``: each worker has one of its own, so that connections spread (DESIGN §5)."""
     try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        families = {found[0] for found in socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)}
+        sock = socket.socket(min(families), socket.SOCK_STREAM)  # IPv4 if there is one: `localhost` has both
     except OSError as error:
         raise StartError(f"PRESENCE_HOST={settings.host}: {error.strerror}", 2) from None
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

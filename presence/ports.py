@@ -1,6 +1,6 @@
 """The outside things the server needs, one Protocol each: duties, units, and the answer when a key is missing.
 
-Every method may raise its port's error (`StoreUnavailable`, `HistoryUnavailable`, `DirectoryUnavailable`) when the thing
+Every method may raise its port's error (`StoreUnavailable`, `HistoryUnavailable`, `DirectoryUnavailable`) when what is
 behind it cannot be asked within its time limit. Nobody turns that into "offline" (DESIGN §7).
 """
 
@@ -135,11 +135,11 @@ class PresenceStore(Protocol):
     async def sweep(self, partition: int) -> Sweep:
         """End overdue sessions (DESIGN §3.3); notice that the store has come back, and begin the amnesty."""
 
-    async def settle(self, statuses: Iterable[Status]) -> Sequence[Status]:
+    async def settle(self, statuses: Iterable[Status]) -> Sequence[Change]:
         """Announce as offline whoever of these users, all said to be online somewhere, is not (reason `restored`).
 
         Returns:
-            The statuses of those who are offline, each with a version above the one given.
+            The change of each who is offline, with a version above the one given.
         """
 
     async def repair(self) -> Mapping[str, int]:

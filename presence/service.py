@@ -9,7 +9,7 @@ from asyncio import Future
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from presence.core.model import Change, Reason, Session, Status
+from presence.core.model import Reason, Session, Status
 from presence.fanout import Fanout, Watcher
 from presence.ports import (
     Directory,
@@ -316,9 +316,7 @@ class PresenceService:
         async for rows in self.history.online_users():
             mine = [row for row in rows if partition is None or self.store.partition_of(row.user) == partition]
             offline = await self.store.settle(mine)
-            await self.history.write(
-                [Change(s.user, False, s.version, s.last_active, reason=Reason.RESTORED) for s in offline]
-            )
+            await self.history.write(offline)
             count += len(offline)
         return count
 

@@ -135,7 +135,7 @@ class EmbeddedStore:
             "dbfilename": self._dump.name,
             "save": "",
             "appendonly": "no",
-            "shutdown-on-sigterm": "save",
+            "shutdown-on-sigterm": "save force",  # it ends even when it cannot save
             "maxmemory-policy": "noeviction",
             "notify-keyspace-events": "Ex",
             "client-output-buffer-limit": "pubsub 256mb 64mb 60",

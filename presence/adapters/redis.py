@@ -7,6 +7,7 @@ import logging
 import re
 import zlib
 from asyncio import Future
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
@@ -156,14 +157,17 @@ class RedisStore:
                 tasks.create_task(lane.run())
             tasks.create_task(self._listen())
 
-    async def close(self) -> None:
-        """Let the lanes finish, within the time limit, and close the connections."""
+    async def flushed(self) -> None:
+        """Wait until all commands are done, within the time limit."""
         try:
             async with asyncio.timeout(self._timeout):
                 for lane in self._lanes:
                     await lane.drained()
         except TimeoutError:
             log.warning("store away at the stop: %d sessions are left to their leases", sum(map(len, self._lanes)))
+
+    async def close(self) -> None:
+        """Close the connections."""
         for client in (self._redis, self._blocking):
             await client.aclose()
 
@@ -208,7 +212,9 @@ class RedisStore:
             for command in commands:
                 session = command.session
                 idle = -1 if command.active_at is None else max(0, round((now - command.active_at) * 1000))
-                lease = max(1, round((self._lease - (now - session.last_beat)) * 1000))
+                # A client that waits for its connect gets a full lease; all else counts from when it came.
+                age = now - session.last_beat if command.give_up_at is None else 0.0
+                lease = round((self._lease - age) * 1000)
                 match kind:
                     case Kind.CONNECT:
                         limits = (command.limit, command.idle)
@@ -283,7 +289,7 @@ class RedisStore:
                     for user, (version, device), active in zip(members, found[::2], found[1::2], strict=True)
                 ]
 
-    async def _pages(self, command: str, *args: str) -> AsyncIterator[list[str]]:
+    async def _pages(self, command: str, *args: str) -> AsyncIterator[list[Any]]:
         """Iterate over the pages of a SCAN command."""
         cursor = "0"
         while True:
@@ -314,6 +320,8 @@ class RedisStore:
     # Watching: for whoever looks at `presence:user:{userId}:watchers`; our own delivery never does (DESIGN §4)
 
     async def watch(self, session: Session, users: Collection[str]) -> None:
+        if not users:
+            return
         mine = self._of(session.user)
         async with self._asking():
             pipe = self._redis.pipeline(transaction=False)
@@ -324,6 +332,8 @@ class RedisStore:
         await self._each_watched("sadd", session.user, users)
 
     async def unwatch(self, session: Session, users: Collection[str]) -> None:
+        if not users:
+            return
         mine = self._of(session.user)
         async with self._asking():
             await self._redis.srem(mine.user(session.user, f"watching:{session.id}"), *users)
@@ -344,10 +354,21 @@ class RedisStore:
     async def _watched_by(self, user: str) -> set[str]:
         keys = self._of(user)
         async with self._asking():
-            sessions = await self._redis.smembers(keys.user(user, "watching"))
-            if not sessions:
-                return set()
-            return set(await self._redis.sunion([keys.user(user, f"watching:{session}") for session in sessions]))
+            sessions = list(await self._redis.smembers(keys.user(user, "watching")))
+            pipe = self._redis.pipeline(transaction=False)
+            for session in sessions:
+                pipe.smembers(keys.user(user, f"watching:{session}"))
+            watched = await pipe.execute()
+        if gone := [session for session, users in zip(sessions, watched, strict=True) if not users]:
+            async with self._asking():
+                await self._redis.srem(keys.user(user, "watching"), *gone)
+                pipe = self._redis.pipeline(transaction=False)
+                for session in gone:
+                    pipe.exists(keys.user(user, f"watching:{session}"))
+                # One may have begun to watch since: then put it back.
+                if again := [session for session, exists in zip(gone, await pipe.execute(), strict=True) if exists]:
+                    await self._redis.sadd(keys.user(user, "watching"), *again)
+        return set().union(*watched)
 
     async def renew_watches(self, sessions: Iterable[Session]) -> None:
         watching = [session for session in sessions if session.watched]
@@ -404,9 +425,9 @@ class RedisStore:
                 log.debug("listening to expired keys: %s", error)
                 await asyncio.sleep(1.0)
 
-    async def settle(self, statuses: Iterable[Status]) -> Sequence[Status]:
+    async def settle(self, statuses: Iterable[Status]) -> Sequence[Change]:
         by_user = {status.user: status for status in statuses}
-        offline: list[Status] = []
+        offline: list[Change] = []
         for keys, members in self._by_partition(by_user):
             for start in range(0, len(members), PAGE):
                 page = [by_user[user] for user in members[start : start + PAGE]]
@@ -415,52 +436,53 @@ class RedisStore:
                     for said in page
                     for arg in (said.user, said.version, "" if said.last_active is None else said.last_active)
                 ]
-                versions: Sequence[int] = await self._ask("settle", keys, *args)
-                self.floor = max(self.floor, *versions)
+                found: Sequence[Any] = await self._ask("settle", keys, *args)
+                self.floor = max(self.floor, *found[::3])
                 offline += (
-                    Status(said.user, False, version, said.last_active)
-                    for said, version in zip(page, versions, strict=True)
+                    Change(said.user, False, version, int(active) if active else None, device, Reason.RESTORED)
+                    for said, version, device, active in zip(page, found[::3], found[1::3], found[2::3], strict=True)
                     if version
                 )
         return offline
 
     async def repair(self) -> Mapping[str, int]:
-        count = dict.fromkeys(("offline", "online", "deadlines", "orphans", "watchers"), 0)
-
-        async def users(found: Iterable[tuple[str, str]]) -> None:
-            groups: dict[int, list[str]] = {}
-            for user, session in found:
-                groups.setdefault(self.partition_of(user), []).extend((user, session))
-            for partition, args in groups.items():
-                repaired = await self._ask("repair", self._keys[partition], *args)
-                for name, number in zip(count, repaired, strict=False):
-                    count[name] += number
-
+        count: Counter[str] = Counter(offline=0, online=0, deadlines=0, orphans=0)
         for keys in self._keys:
             async for page in self._pages("SSCAN", keys.online):
-                await users((user, "") for user in page)
+                await self._repair_users(count, ((user, "") for user in page))
             async for page in self._pages("ZSCAN", keys.deadlines):
-                members = (member.partition(":") for member in page[::2])
-                await users((user, session) for user, _, session in members)
-        user_of = re.compile(r"presence:user:([^:]+):")
+                members = (member.partition(":") for member, _ in page)
+                await self._repair_users(count, ((user, session) for user, _, session in members))
         async for page in self._pages("SCAN", "MATCH", "*presence:user:*:sessions"):
-            await users((found[1], "") for key in page if (found := user_of.search(key)))
-        watched: dict[str, set[str]] = {}  # watcher → whom the watcher watches
+            await self._repair_users(count, ((_user_of(key), "") for key in page))
+        count["watchers"] = await self._repair_watchers()
+        return count
+
+    async def _repair_users(self, count: Counter[str], found: Iterable[tuple[str, str]]) -> None:
+        groups: dict[int, list[str]] = {}
+        for user, session in found:
+            groups.setdefault(self.partition_of(user), []).extend((user, session))
+        for partition, args in groups.items():
+            repaired = await self._ask("repair", self._keys[partition], *args)
+            count.update(dict(zip(("offline", "online", "deadlines", "orphans"), repaired, strict=True)))
+
+    async def _repair_watchers(self) -> int:
+        """Take out of the watchers of a user who does not watch (any more). Returns how many."""
+        count = 0
         async for page in self._pages("SCAN", "MATCH", "*presence:user:*:watchers"):
-            for key in page:
-                found = user_of.search(key)
+            watched: dict[str, set[str]] = {}  # watcher → whom the watcher watches
+            for key, user in ((key, _user_of(key)) for key in page):
                 async for watchers in self._pages("SSCAN", key):
                     for watcher in watchers:
                         if watcher not in watched:
                             watched[watcher] = await self._watched_by(watcher)
-                        if found and found[1] not in watched[watcher]:
-                            await self._each_watched("srem", watcher, [found[1]])
-                            # as in `unwatch`: it may have begun to watch since
-                            if found[1] in await self._watched_by(watcher):
-                                await self._each_watched("sadd", watcher, [found[1]])
+                        if user not in watched[watcher]:
+                            await self._each_watched("srem", watcher, [user])
+                            # as in `unwatch`: the watcher may have begun to watch since
+                            if user in await self._watched_by(watcher):
+                                await self._each_watched("sadd", watcher, [user])
                             else:
-                                count["watchers"] += 1
-            watched.clear()
+                                count += 1
         return count
 
     async def hold(self, name: str, seconds: float) -> bool:
@@ -510,6 +532,11 @@ class RedisStore:
         for keys in self._keys:
             while await self._ask("trim", keys, round(keep_seconds * 1000), cap):
                 pass
+
+
+def _user_of(key: str) -> str:
+    """The user in ``{tag}:presence:user:{user}:{name}``."""
+    return key.rsplit(":", 2)[1]
 
 
 def _streams(found: Any) -> Iterable[tuple[str, Iterable[tuple[str, Mapping[str, str]]]]]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,7 +126,15 @@ class SqliteHistory:
 def _open(path: Path, timeout_seconds: float) -> tuple[sqlite3.Connection, str]:
     db = sqlite3.connect(path, timeout=timeout_seconds, isolation_level="IMMEDIATE", check_same_thread=False)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError:  # SQLite does not wait here for another process that does the same
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
         db.executescript(_SCHEMA)
         with db:
             db.execute("INSERT OR IGNORE INTO meta VALUES ('name', ?)", (f"sqlite-{secrets.token_hex(8)}",))

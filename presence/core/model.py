@@ -67,7 +67,7 @@ class Change(Status):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One live connection of one user on one device, as its instance knows it. Times are of the monotonic clock, in s."""
+    """One live connection of one user on one device, as its instance knows it. Times are monotonic, in s."""
 
     user: str
     id: str

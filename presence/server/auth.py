@@ -185,7 +185,7 @@ class _FileKeys(_Keys):
         except _UNREADABLE as error:
             raise KeysUnavailable(f"JWKS {path} cannot be read: {_line(error)}") from None
 
-    async def _refresh(self, *, unknown: bool = False) -> None:  # noqa: ARG002 - a file is looked at each time
+    async def _refresh(self, *, unknown: bool = False) -> None:
         if (stamp := _stamp(self._path)) != self._seen:
             self._seen = stamp
             try:

@@ -26,11 +26,15 @@ class Transport:
     def __init__(self, send: Any) -> None:
         stream = getattr(send, "__self__", None)
         self._stream: Any = stream if isinstance(stream, WSStream) else None
+        if self._stream is not None:
+            # No permessage-deflate, which all browsers offer: its state takes 300 KB a connection, and 64 KB from a
+            # client would be inflated to 64 MB at one go, before any limit is looked at. It counts before the accept.
+            self._stream.handshake.extensions = None
 
     async def ping(self) -> None:
         """Send a ping. Nobody waits for the pong: the kernel waits for its acknowledgement (TCP_USER_TIMEOUT)."""
         if self._stream is not None and not self._stream.closed:
-            await self._stream._send_wsproto_event(Ping())
+            await self._stream._send_wsproto_event(Ping())  # noqa: SLF001 - see above
 
     def abort(self) -> None:
         """Drop the TCP connection, and what has not been sent."""

@@ -16,6 +16,7 @@ import time
 from asyncio import Future
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,11 +108,9 @@ class Endpoint:
             return await _refuse(send, problem)
         # Always one of those offered: browsers fail without; the highest: some clients take the version from it.
         chosen = next((name for name in SUBPROTOCOLS if name in scope["subprotocols"]), None)
-        try:
-            await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
-        except ValueError:  # only now Hypercorn reads what Sec-WebSocket-Extensions says
-            return Transport(send).abort()
-        await Client(self, headers, receive, send, is_sockjs=is_sockjs).run()
+        client = Client(self, headers, receive, send, is_sockjs=is_sockjs)
+        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
+        await client.run()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that nobody waits for; its failure is logged."""
@@ -150,28 +149,6 @@ async def _refuse(send: Send, problem: Problem) -> None:
 class Client:
     """One WebSocket connection."""
 
-    __slots__ = (
-        "_ending",
-        "_endpoint",
-        "_headers",
-        "_is_sockjs",
-        "_out",
-        "_ping_at",
-        "_pinging",
-        "_receive",
-        "_room",
-        "_send",
-        "_session",
-        "_stomp",
-        "_subscribes",
-        "_task",
-        "_timer",
-        "_transport",
-        "_waiting",
-        "_watcher",
-        "_writer",
-    )
-
     def __init__(
         self, endpoint: Endpoint, headers: dict[str, str], receive: Receive, send: Send, *, is_sockjs: bool
     ) -> None:
@@ -193,6 +170,7 @@ class Client:
         self._session: Session | None = None  # None before CONNECTED
         self._watcher: Watcher | None = None
         self._subscribes: TokenBucket | None = None
+        self._new: set[stomp.Subscription] = set()  # those whose snapshot is still to come
         self._out: deque[Outgoing] = deque()
         self._room: asyncio.Event | None = None  # set when there is room in `_out` again
         self._writer: asyncio.Task[None] | None = None  # only while there is something to write
@@ -214,6 +192,7 @@ class Client:
             if self._ending is None or self._task is None:
                 raise  # not by ourselves
             self._task.uncancel()
+            await self._read_out()
         finally:
             self._gone()
 
@@ -233,6 +212,13 @@ class Client:
             while len(self._out) > OUT_LIMIT and self._ending is None:
                 self._room = asyncio.Event()
                 await self._room.wait()
+
+    async def _read_out(self) -> None:
+        """Take what is left: Hypercorn keeps a connection, aborted or not, until there is room for all it has read."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while (await self._receive())["type"] != "websocket.disconnect":
+                    pass
 
     def _unwrap(self, message: MutableMapping[str, Any]) -> Iterator[bytes]:
         text = message.get("text")
@@ -294,6 +280,7 @@ class Client:
         except StoreUnavailable:
             raise StompError("store unavailable", 1013) from None
         self._session = session
+        self._headers = {}  # all that was needed of them
         self._watcher = Watcher(session, self._wake)
         if self._ending is not None:  # the server stops, or the client was given up meanwhile
             service.connection_lost(session)
@@ -304,7 +291,7 @@ class Client:
 
     async def _verify(self, token: str | None) -> Token:
         if token is None:
-            raise StompError("Authorization is missing", 1008)
+            raise StompError("Authorization is missing, or no bearer token", 1008)
         try:
             return await self._endpoint.verifier.verify(token)
         except InvalidToken as error:
@@ -369,7 +356,7 @@ class Client:
     async def _watched(self, users: list[str]) -> list[bytes]:
         _, watcher = self._connected
         await self._endpoint.service.watch(watcher, users)
-        return await self._snapshot(users, None)
+        return await self._snapshot(users)
 
     async def _unwatch(self, event: stomp.Send) -> None:
         session, watcher = self._connected
@@ -416,29 +403,40 @@ class Client:
             self._subscribes = self._subscribes or TokenBucket(rate, rate)
             if not self._subscribes.take(1, time.monotonic()):
                 raise StompError(f"more than {rate:g} SUBSCRIBEs a second", 1008)
-        self._push(partial(self._subscribed, event.id, self._stomp.subscriptions[event.id]))
+        subscription = self._stomp.subscriptions[event.id]
+        self._new.add(subscription)
+        self._push(partial(self._subscribed, subscription, list(session.watched)))
         self._acknowledge(event)
 
-    async def _subscribed(self, key: str, subscription: stomp.Subscription) -> list[bytes]:
-        session, _ = self._connected
-        if self._stomp.subscriptions.get(key) is not subscription:
-            return []
-        return await self._snapshot(list(session.watched), subscription)
+    async def _subscribed(self, subscription: stomp.Subscription, users: list[str]) -> list[bytes]:
+        out = []
+        if subscription in self._stomp.subscriptions.values():
+            out = await self._snapshot(users, subscription)
+        self._new.discard(subscription)
+        return out
 
-    async def _snapshot(self, users: list[str], only: stomp.Subscription | None) -> list[bytes]:
-        """Return MESSAGEs with the present state of ``users``, for one subscription or all.
+    async def _snapshot(self, users: list[str], only: stomp.Subscription | None = None) -> list[bytes]:
+        """Return MESSAGEs with the present state of ``users``, for one subscription, or all that had theirs before.
 
         The others are told of what turns round what they were told before.
         """
-        if not self._stomp.subscriptions or not users:
+        if not users or not (only or self._told):
             return []
         told = await self._endpoint.service.snapshot(self._connected[1], users)
         return _pack(self._messages(told, only))
 
+    @property
+    def _told(self) -> list[stomp.Subscription]:
+        """The subscriptions that have had their snapshot."""
+        return [one for one in self._stomp.subscriptions.values() if one not in self._new]
+
     def _messages(self, told: Iterable[tuple[Status, bool]], only: stomp.Subscription | None = None) -> Iterator[bytes]:
+        others = self._told
         for status, flipped in told:
-            for subscription in self._stomp.subscriptions.values():
-                if only is None or subscription is only:
+            if only is not None:
+                yield self._stomp.message(only, status.snapshot)
+            for subscription in others:
+                if only is None:
                     yield self._stomp.message(subscription, status.snapshot)
                 elif flipped:
                     yield self._stomp.message(subscription, status.event)
@@ -451,8 +449,8 @@ class Client:
         out: list[bytes] = []
         if self._endpoint.service.rules.contacts_only:
             out = await self._revised()
-        subscriptions = self._stomp.subscriptions.values()
-        flips = (self._stomp.message(to, status.event) for status in watcher.flips() for to in subscriptions)
+        told = self._told
+        flips = (self._stomp.message(to, status.event) for status in watcher.flips() for to in told)
         return out + _pack(flips)
 
     async def _revised(self) -> list[bytes]:
@@ -460,7 +458,7 @@ class Client:
         _, watcher = self._connected
         told, revealed = await self._endpoint.service.revise(watcher)
         out = _pack(self._messages((status, False) for status in told))
-        return out + (await self._snapshot(revealed, None) if revealed else [])
+        return out + await self._snapshot(revealed)
 
     async def revise(self) -> None:
         """Look again whom this client may see."""
@@ -566,8 +564,7 @@ class Client:
         if self._ending is None:
             expires_at = self._stomp.expires_at
             self._lose(token_expired=expires_at is not None and time.monotonic() >= expires_at)
-            self._push(self._stomp.error(error))
-            self.finish(error.code, error.message, patience=LINGER)
+            self.finish(error.code, error.message, patience=LINGER, last=self._stomp.error(error))
 
     def _abort(self, reason: str) -> None:
         """Nothing can be written: leave without a word."""
@@ -578,12 +575,12 @@ class Client:
             self._task.cancel()
         self._transport.abort()
 
-    def finish(self, code: int, reason: str, *, patience: float) -> None:
-        """Close, once what is queued has been written, or ``patience`` s have gone by."""
+    def finish(self, code: int, reason: str, *, patience: float, last: bytes = b"") -> None:
+        """Send ``last`` and close, once what is queued has been written, or ``patience`` s have gone by."""
         if self._ending is None:
-            self._ending = asyncio.create_task(self._finish(code, reason, patience))
+            self._ending = asyncio.create_task(self._finish(code, reason, patience, last))
 
-    async def _finish(self, code: int, reason: str, patience: float) -> None:
+    async def _finish(self, code: int, reason: str, patience: float, last: bytes) -> None:
         writer, task = self._writer, self._task
         if task is None:
             return  # gone already
@@ -593,14 +590,16 @@ class Client:
         reason = reason.encode()[:120].decode(errors="ignore")  # RFC 6455 §5.5: control frames are short
         try:
             async with asyncio.timeout(LINGER):
+                if last:
+                    await self._transmit(last)
                 if self._is_sockjs:
                     await self._send({"type": "websocket.send", "text": sockjs.closing(code, reason)})
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
+            # What the client still sends is read, for a moment: closing before that would reset the connection, and the
+            # ERROR frame might be lost with it.
+            await asyncio.wait({task}, timeout=LINGER)
         except TimeoutError:
-            return self._transport.abort()
-        # What the client still sends is read, for a moment: closing before that would reset the connection, and the
-        # ERROR frame might be lost with it.
-        await asyncio.wait({task}, timeout=LINGER)
+            log.info("a client is dropped: it takes in no close")
         if self._task is not None:
             self._task.cancel()
             self._transport.abort()

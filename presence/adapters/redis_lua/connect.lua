@@ -1,11 +1,12 @@
 -- Make sessions; their users are online if they were not (guide, Online Flow).
--- ARGV[2…] per session: user, session, device, lease ms, idle ms since its last activity, reason,
---          limit of open connections of the user (0: none), open connections of the user without a lease here
+-- ARGV[2…] per session: user, session, device, lease ms (0 and below: lapsed meanwhile, so that nothing is made),
+--          idle ms since its last activity, reason, limit of open connections of the user (0: none), open connections of
+--          the user without a lease here
 -- Returns per session: -1 refused by the limit, 0 no change, else the change's version.
 local out = {}
 for i = 2, #ARGV, 8 do
   local user, session, device, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 5]
-  local limit, idle_connections = tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
+  local lease, limit, idle_connections = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
   local sessions, lost = key(user, 'sessions'), key(user, 'lost')
   if
     limit > 0
@@ -13,8 +14,10 @@ for i = 2, #ARGV, 8 do
     and redis.call('ZCARD', sessions) - redis.call('HLEN', lost) + idle_connections >= limit
   then
     out[#out + 1] = -1
+  elseif lease <= 0 then
+    out[#out + 1] = 0
   else
-    set_lease(user, session, device, now + tonumber(ARGV[i + 3]))
+    set_lease(user, session, device, now + lease)
     redis.call('HDEL', lost, session)
     touch(user, tonumber(ARGV[i + 4]))
     out[#out + 1] = redis.call('SISMEMBER', ONLINE, user) == 1 and 0 or change(user, '1', device, reason)

@@ -38,7 +38,11 @@ end
 local late = redis.call('ZRANGEBYSCORE', DEADLINES, '(' .. int(now + lease), '+inf', 'LIMIT', 0, limit)
 for _, member in ipairs(late) do
   local user, session = string.match(member, '^(.-):(.*)$')
-  set_lease(user, session, redis.call('GET', session_key(user, session)) or 'web', now + lease)
+  if redis.call('ZSCORE', key(user, 'sessions'), session) then
+    set_lease(user, session, redis.call('GET', session_key(user, session)) or 'web', now + lease)
+  else
+    redis.call('ZREM', DEADLINES, member)
+  end
 end
 local more = #due == limit or #late == limit
 if more then redis.call('DECRBY', SWEPT, ARGV[6]) end -- the next call is to go on at once
