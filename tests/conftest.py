@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -16,6 +17,7 @@ pytest.register_assert_rewrite("tests.support")
 
 from tests.support import versions  # noqa: E402 - its asserts are to be rewritten
 from tests.support.deployment import Deployment  # noqa: E402
+from tests.support.raw_websocket import RawWebSocket  # noqa: E402
 from tests.support.server import ServerProcess  # noqa: E402
 from tests.support.stomp_client import StompClient  # noqa: E402
 from tests.support.store import ValkeyProcess  # noqa: E402
@@ -124,6 +126,21 @@ async def connect() -> AsyncIterator[Connect]:
     yield connect_one
     for client in clients:
         await client.dispose()
+
+
+@pytest_asyncio.fixture
+async def raw() -> AsyncIterator[Callable[..., Awaitable[RawWebSocket]]]:
+    """Connect by hand: the arguments of `RawWebSocket.connect`."""
+    sockets: list[RawWebSocket] = []
+
+    async def connect_one(url: str, headers: Any = None, **options: Any) -> RawWebSocket:
+        sockets.append(await RawWebSocket.connect(url, headers, **options))
+        return sockets[-1]
+
+    yield connect_one
+    for one in sockets:
+        one.abort()
+    await asyncio.sleep(0)  # in which the transports are closed
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from presence.adapters.redis import RedisStore, tags
@@ -48,6 +50,15 @@ class Deployment:
             for client in (store._redis, store._blocking):  # what waits in the lanes is not waited for
                 await client.aclose()
 
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[None]:
+        """The Valkey answers nothing meanwhile; what it is sent it does afterwards."""
+        await self.server.freeze()
+        try:
+            yield
+        finally:
+            await self.server.thaw()
+
     # Making time pass
 
     def now_ms(self) -> int:
@@ -60,6 +71,11 @@ class Deployment:
         for base in self.bases:
             if self.redis.exists(f"{base}swept"):
                 self.redis.decrby(f"{base}swept", ms)
+
+    def swept_just_now(self) -> None:
+        """Let the last sweep, if there was one, be just now: it is no loss of the store when a test is slow."""
+        for base in self.bases:
+            self.redis.set(f"{base}swept", self.now_ms(), xx=True)
 
     async def sweep(self, store: RedisStore) -> None:
         """Have the instance sweep each partition, until nothing is due."""

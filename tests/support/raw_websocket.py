@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 from collections.abc import Mapping
@@ -47,8 +46,6 @@ class RawWebSocket:
         self.status = 0
         self.headers: dict[str, str] = {}
         """Of the answer to the upgrade; names in lower case."""
-        self.body = b""
-        """Of an answer that is no upgrade."""
 
     @classmethod
     async def connect(
@@ -82,8 +79,6 @@ class RawWebSocket:
         self.headers = {
             name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
         }
-        if self.status != 101:
-            self.body = await asyncio.wait_for(self.reader.readexactly(int(self.headers["content-length"])), 5)
         return self
 
     def write(self, opcode: int, payload: bytes = b"", *, flags: int = 8, masked: bool = True) -> None:
@@ -115,8 +110,3 @@ class RawWebSocket:
     def abort(self) -> None:
         """Drop the TCP connection."""
         self.writer.transport.abort()
-
-
-def random_bytes(count: int) -> bytes:
-    """Bytes that no compression makes shorter."""
-    return os.urandom(count)

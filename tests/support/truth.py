@@ -1,4 +1,4 @@
-"""What is true of a user, read from the server's stores behind its back; and how to know that nothing more will come."""
+"""What is true of a user, read from the stores behind the server's back, and how to know that no more comes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Truth:
 
     def now(self) -> int:
         """The store's clock, Unix epoch in ms."""
-        seconds, us = self.redis.time()  # type: ignore[misc] # the synchronous client answers at once
+        seconds, us = self.redis.time()
         return int(seconds * 1000 + us // 1000)
 
     def online(self, user: str) -> bool:

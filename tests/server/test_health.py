@@ -1,0 +1,49 @@
+"""presence.server.health: readiness, from the state of what the server depends on."""
+
+from __future__ import annotations
+
+import pytest
+
+from presence.ports import Health
+from presence.server.health import readiness
+
+
+def health(state: str, detail: str | None = None) -> Health:
+    one = Health()
+    one.note(state, detail)
+    one.since = 1_752_748_200.123
+    return one
+
+
+@pytest.mark.parametrize(
+    ("store", "history", "stopping", "status", "code"),
+    (
+        ("up", "up", False, "ready", 200),
+        ("up", "down", False, "ready", 200),  # WIRE §2: "When only the history store is down, answers go on"
+        ("down", "up", False, "not ready", 503),
+        ("unknown", "up", False, "not ready", 503),
+        ("up", "up", True, "stopping", 503),
+        ("down", "up", True, "stopping", 503),
+    ),
+)
+def test_the_server_is_ready_while_its_store_is_up_and_it_does_not_stop(store, history, stopping, status, code):
+    body, answered = readiness({"store": health(store), "history": health(history)}, stopping=stopping)
+    assert (body["status"], answered) == (status, code)
+
+
+def test_each_dependency_is_told_with_its_state_and_since_when():
+    body, _ = readiness({"store": health("up"), "history": health("down", "disk full")}, stopping=False)
+    assert body["dependencies"] == {
+        "store": {"state": "up", "since": "2025-07-17T10:30:00.123Z"},
+        "history": {"state": "down", "since": "2025-07-17T10:30:00.123Z", "detail": "disk full"},
+    }
+
+
+def test_a_state_is_news_once_and_keeps_its_beginning():
+    one = Health()
+    assert one.note("down", "no answer")
+    since = one.since
+    assert not one.note("down", "no answer yet")
+    assert (one.since, one.detail) == (since, "no answer yet")
+    assert one.note("up")
+    assert one.detail is None

@@ -1,0 +1,268 @@
+"""presence.jobs: what runs beside the connections, with a real store and real time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+import pytest_asyncio
+
+from presence import jobs
+from presence.adapters.sqlite import SqliteHistory
+from presence.core.model import Session
+from presence.fanout import Fanout, Watcher
+from presence.ports import HistoryUnavailable, StoreUnavailable
+from presence.service import PresenceService, Rules
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture(params=[1, 12], ids=lambda number: f"partitions={number}")
+def partitions(request):
+    return request.param
+
+
+class NoDirectory:
+    async def friends(self, user):
+        return ()
+
+    async def members(self, conversation):
+        return None
+
+    async def contacts(self, user):
+        return frozenset({user})
+
+
+@pytest_asyncio.fixture
+async def make_service(deployment, tmp_path):
+    history = await SqliteHistory.open(tmp_path / "history.db")
+
+    async def make(*, lease: float = 60.0, **options) -> PresenceService:
+        store = await deployment.instance(lease=lease, **options)
+        return PresenceService(store, history, NoDirectory(), Fanout(), Rules(lease=lease))
+
+    yield make
+    await history.close()
+
+
+@asynccontextmanager
+async def running(*jobs):
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        yield
+        assert not any(task.done() for task in tasks), [task for task in tasks if task.done()]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def everywhere(job, service):
+    return [job(service, partition) for partition in range(service.store.partitions)]
+
+
+def watch(service, *users) -> Watcher:
+    watcher = Watcher(Session("viewer", "watching", "web", time.monotonic(), time.monotonic()), lambda: None)
+    service.fanout.watch(watcher, users)
+    return watcher
+
+
+async def test_a_session_ends_when_its_lease_ends_and_not_before(deployment, make_service):
+    """WIRE §4: "L without a heartbeat": ended when the lease ends."""
+    service = await make_service(lease=0.3)
+    async with running(*everywhere(jobs.sweep, service)):
+        for user in ("alice", "bob"):
+            await service.set_user_online(user, "web", f"s-{user}")
+        await wait_until(lambda: not deployment.online(), 0.3 + 2)
+    for user in ("alice", "bob"):
+        online, offline = deployment.changes(user)
+        assert (offline.online, offline.reason) == (False, "expired")
+        assert offline.version - online.version >= 300_000
+    assert deployment.deadlines() == set()
+
+
+async def test_a_session_that_keeps_beating_stays(deployment, make_service):
+    service = await make_service(lease=1.0)
+    async with running(*everywhere(jobs.sweep, service)):
+        beating = await service.set_user_online("alice", "web", "s1")
+        await service.set_user_online("bob", "web", "s2")
+
+        def beat() -> bool:
+            service.refresh_user_session(beating)
+            return "bob" not in deployment.online()
+
+        await wait_until(beat, 1.0 + 2)
+        assert deployment.edges("alice") == [(True, "connected")]
+
+
+@pytest.mark.parametrize("partitions", [1], ids=["partitions=1"])
+async def test_many_that_lapse_together_end_without_a_pause(deployment, make_service):
+    """WIRE §4: "up to 10,000 a second, beyond that in the order of their leases"; DESIGN §3.3: "repeats at once"."""
+    service = await make_service()
+    pipe = deployment.redis.pipeline()
+    for number in range(3_000):
+        pipe.sadd("presence:online", f"u{number}")
+        pipe.zadd(f"presence:user:u{number}:sessions", {"s": number + 1})
+        pipe.zadd("presence:deadlines", {f"u{number}:s": number + 1})
+    pipe.execute()
+    deployment.reset_calls()
+    async with running(jobs.sweep(service, 0)):
+        await wait_until(lambda: not deployment.online(), 10)
+    assert deployment.calls()["eval"] < 20  # each took its 500, none was a wait for a turn
+    order = [int(change.user[1:]) for change in deployment.changes()]
+    assert order == sorted(order)
+
+
+async def test_the_sweep_goes_on_when_the_store_answers_again(deployment, make_service):
+    service = await make_service(lease=0.3, timeout=0.2)
+    async with running(*everywhere(jobs.sweep, service)):
+        async with deployment.frozen():
+            await wait_until(lambda: service.store.health.state == "down")
+        await service.set_user_online("alice", "web", "s1")
+        await wait_until(lambda: deployment.edges("alice")[-1:] == [(False, "expired")])
+
+
+async def test_after_a_loss_of_the_store_all_is_as_it_was_but_for_those_who_have_gone(deployment, make_service):
+    """DESIGN §3.6, from the loss to the settling: nobody who is there goes offline, not for a moment."""
+    # Long enough for all to report, whatever else the machine does.
+    service, other = await make_service(amnesty=1.0), await make_service(amnesty=1.0)
+    dead = await make_service(amnesty=1.0)
+    async with running(*everywhere(jobs.sweep, service), *everywhere(jobs.sweep, other)):
+        await service.set_user_online("here", "web", "s1")
+        await other.set_user_online("there", "web", "s2")
+        await dead.set_user_online("gone", "web", "s3")
+        watcher = watch(service, "here", "there", "gone")
+        async with running(*everywhere(jobs.follow, service)):
+            await service.snapshot(watcher, ["here", "there", "gone"])
+            assert all(status.online for status in watcher.told.values())
+            deployment.redis.flushall()
+            await wait_until(lambda: deployment.online() == {"here", "there"})
+            with pytest.raises(StoreUnavailable):
+                await service.is_user_online("viewer", "gone")
+            await wait_until(lambda: deployment.edges("gone") == [(False, "restored")])
+            (flip,) = await wait_until(watcher.flips)
+            assert (flip.user, flip.online) == ("gone", False)
+
+            async def certain() -> bool:
+                return not await service.is_user_online("viewer", "gone")
+
+            assert await certain()
+    assert deployment.edges("here") == deployment.edges("there") == [(True, "restored")]
+
+
+async def test_a_loss_during_the_amnesty_begins_it_anew(deployment, make_service):
+    service = await make_service(amnesty=60.0)
+    async with running(*everywhere(jobs.sweep, service)):
+        await service.set_user_online("here", "web", "s1")
+        for _ in range(2):
+            deployment.redis.flushall()
+            await wait_until(lambda: deployment.online() == {"here"})
+
+
+async def test_settling_is_tried_until_it_is_done(deployment, make_service, monkeypatch):
+    service = await make_service(swept=False)
+    monkeypatch.setattr(jobs, "SWEEP_EVERY", 0.01)
+    settle, tries, done = service.settle, [], asyncio.Event()
+
+    async def fail(partition: int) -> None:
+        tries.append(partition)
+        if len(tries) < 3:
+            raise HistoryUnavailable("away")
+        await settle(partition)
+        done.set()
+
+    monkeypatch.setattr(service, "settle", fail)
+    async with running(jobs.sweep(service, 0)):
+        async with asyncio.timeout(5):
+            await done.wait()
+    assert tries == [0, 0, 0]
+
+
+async def test_every_change_is_told_to_those_who_watch(deployment, make_service):
+    """WIRE §5: "on every server instance"."""
+    service, other = await make_service(), await make_service()
+    watcher = watch(service, "alice")
+    await deployment.sweep(service.store)
+    await service.snapshot(watcher, ["alice"])
+    async with running(*everywhere(jobs.follow, service)):
+        session = await other.set_user_online("alice", "web", "s1")
+        assert (await wait_until(watcher.flips))[0].online
+        await other.set_user_offline(session)
+        (flip,) = await wait_until(watcher.flips)
+        assert flip == deployment.changes()[-1]
+
+
+async def test_what_a_follower_missed_is_read_anew(deployment, make_service, monkeypatch):
+    service, other = await make_service(), await make_service()
+    watcher = watch(service, "alice")
+    await service.snapshot(watcher, ["alice"])
+    resync, tries = service.resync, []
+
+    async def fail_once(partition: int) -> None:
+        tries.append(partition)
+        if len(tries) == 1:
+            raise StoreUnavailable("away")
+        await resync(partition)
+
+    monkeypatch.setattr(service, "resync", fail_once)
+    await other.set_user_online("alice", "web", "s1")  # before the reader has begun
+    await deployment.sweep(other.store)
+    async with running(jobs.follow(service, service.store.partition_of("alice"))):
+        assert (await wait_until(watcher.flips))[0].online
+    assert len(tries) > 1
+
+
+async def test_a_job_that_fails_is_run_again_the_next_time():
+    runs = 0
+
+    async def job() -> None:
+        nonlocal runs
+        runs += 1
+        raise StoreUnavailable("away")
+
+    async with running(jobs.every(0.01, job, "job")):
+        await wait_until(lambda: runs > 2)
+
+
+async def test_a_shared_job_is_run_by_one_instance(deployment, make_service):
+    one, other = await make_service(), await make_service()
+    runs = []
+
+    async def job() -> None:
+        runs.append(1)
+
+    await jobs.on_one_instance(one.store, "job", 60, job)
+    await jobs.on_one_instance(other.store, "job", 60, job)
+    assert len(runs) == 1
+    await jobs.on_one_instance(one.store, "job", 60, job)
+    assert len(runs) == 2
+
+
+async def test_the_guides_scheduled_tasks_say_what_they_found(deployment, make_service, caplog):
+    """Guide, Monitoring: "Cleanup Task", "Stats Logging: Logs online user count every minute"."""
+    caplog.set_level(logging.INFO, "presence.jobs")
+    service = await make_service()
+    await service.set_user_online("alice", "web", "s1")
+    await deployment.sweep(service.store)
+    await jobs.stats(service)
+    await jobs.cleanup(service)
+    assert "online users=1 sessions here=1" in caplog.messages
+    assert any(message.startswith("cleanup repaired") and "rows_online=1" in message for message in caplog.messages)
+
+
+async def test_the_records_of_watches_of_open_sessions_are_kept(deployment, make_service):
+    service = await make_service()
+    session = await service.set_user_online("alice", "web", "s1")
+    session.watched.add("bob")
+    await jobs.renew_watches(service)
+    assert deployment.redis.smembers(deployment.key("bob", "watchers")) == {"alice"}
+
+
+async def test_open_connections_renew_their_leases(deployment, make_service):
+    service = await make_service()
+    session = await service.set_user_online("alice", "web", "s1")
+    deployment.move_deadline(session, deployment.now_ms() + 10_000)
+    await jobs.renew_open_sessions(service)
+    await wait_until(lambda: deployment.lease_left(session) > 55)

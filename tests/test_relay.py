@@ -1,0 +1,178 @@
+"""presence.relay: every change to a sink, in order per user, at least once (DESIGN §4, Relay). With a real store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from presence import relay as module
+from presence.core.model import Change, Reason
+from presence.ports import HistoryUnavailable
+from presence.relay import relay
+from tests.support.deployment import connect
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(module, "LEASE", 0.4)
+    monkeypatch.setattr(module, "POLL", 0.01)
+    monkeypatch.setattr(module, "PAGE", 3)
+
+
+class Sink:
+    """Notes what it is given, and fails when it is told to."""
+
+    name = "sink"
+
+    def __init__(self) -> None:
+        self.writes: list[list[Change]] = []
+        self.failures = 0
+        self.away = False
+        self.hangs = False
+        self.under_way = 0
+
+    async def write(self, changes):
+        self.under_way += 1
+        assert self.under_way == 1, "two changes of one user could be in flight"
+        await asyncio.sleep(3600 if self.hangs else 0)
+        self.under_way -= 1
+        if self.away:
+            self.failures += 1
+            raise HistoryUnavailable("away")
+        self.writes.append(list(changes))
+
+    @property
+    def changes(self) -> list[Change]:
+        return [change for write in self.writes for change in write]
+
+
+async def nothing() -> None:
+    raise AssertionError("nothing was trimmed")
+
+
+@asynccontextmanager
+async def relaying(store, sink, overtaken: Callable[[], Awaitable[object]] = nothing):
+    task = asyncio.create_task(relay(store, sink, 0, overtaken=overtaken))
+    try:
+        yield task
+        assert not task.done(), task.exception()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def changes_of(store, user="alice", count=2):
+    for _ in range(count // 2):
+        one = await connect(store, user)
+        await store.end(one, Reason.DISCONNECTED, one.last_beat)
+
+
+def cursor(deployment) -> int:
+    return int(deployment.redis.get("presence:cursor:sink") or 0)
+
+
+async def test_every_change_reaches_the_sink_once_and_in_order(deployment):
+    store = await deployment.instance()
+    sink = Sink()
+    await changes_of(store, count=6)
+    async with relaying(store, sink):
+        await wait_until(lambda: len(sink.changes) == 6)
+        await changes_of(store, count=4)
+        await wait_until(lambda: cursor(deployment) == deployment.changes()[-1].version)
+    assert sink.changes == deployment.changes()
+    assert all(len(write) <= 3 for write in sink.writes)
+
+
+async def test_a_sink_that_is_away_loses_nothing(deployment):
+    """DESIGN §4: "moves the cursor once the sink has acknowledged"; "a sink that is away for an hour loses nothing"."""
+    store = await deployment.instance()
+    sink = Sink()
+    sink.away = True
+    await changes_of(store, count=4)
+    async with relaying(store, sink):
+        await wait_until(lambda: sink.failures >= 3)
+        assert cursor(deployment) == 0
+        sink.away = False
+        await wait_until(lambda: sink.changes == deployment.changes())
+
+
+async def test_who_goes_on_repeats_at_most_what_was_not_acknowledged(deployment):
+    store, other = await deployment.instance(), await deployment.instance()
+    sink = Sink()
+    await changes_of(store, count=4)
+    async with relaying(store, sink):
+        await wait_until(lambda: cursor(deployment) == deployment.changes()[-1].version)
+    done = len(sink.changes)
+    await changes_of(store, count=2)
+    async with relaying(other, sink):
+        await wait_until(lambda: len(sink.changes) == done + 2)
+    assert sink.changes == deployment.changes()
+
+
+async def test_one_instance_relays_and_another_takes_over_when_its_lease_has_lapsed(deployment, monkeypatch):
+    """DESIGN §4: "Whoever holds the cursor's lease reads"."""
+    monkeypatch.setattr(module, "LEASE", 2.0)
+    store, other = await deployment.instance(), await deployment.instance()
+    first, second = Sink(), Sink()
+    async with relaying(other, second):
+        await changes_of(store, count=2)
+        await wait_until(lambda: len(second.changes) == 2)
+        async with relaying(store, first):
+            await changes_of(store, count=4)
+            await wait_until(lambda: len(second.changes) == 6)
+            assert first.writes == []
+            second.hangs = True  # as a process that was stopped
+            await changes_of(store, count=2)
+            await wait_until(lambda: len(first.changes) == 2, 10)
+    assert first.changes == deployment.changes()[-2:]
+
+
+async def test_overtaken_by_the_trim_it_brings_the_newest_state_and_goes_on(deployment):
+    """DESIGN §4: "above a cap (setting) the newest state per user is published instead of the backlog"."""
+    store = await deployment.instance()
+    sink = Sink()
+    await changes_of(store, count=4)
+    await store.trim(0, 0)
+    overtaken = asyncio.Event()
+
+    async def bring() -> None:
+        overtaken.set()
+
+    async with relaying(store, sink, bring):
+        async with asyncio.timeout(5):
+            await overtaken.wait()
+        await changes_of(store, count=2)
+        await wait_until(lambda: sink.changes == deployment.changes() != [])
+
+
+async def test_the_newest_state_is_brought_as_soon_as_the_sink_is_back(deployment):
+    """A cap is passed when the sink is away, so it is away just when it is to be brought the newest state."""
+    store = await deployment.instance()
+    await changes_of(store, count=2)
+    await store.trim(0, 0)
+    tries = 0
+
+    async def bring() -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise HistoryUnavailable("away")
+
+    async with relaying(store, Sink(), bring):
+        await wait_until(lambda: tries == 4)
+        await wait_until(lambda: cursor(deployment) > 0)
+    assert tries == 4
+
+
+async def test_while_the_store_is_away_it_waits(deployment):
+    store = await deployment.instance(timeout=0.2)
+    sink = Sink()
+    async with relaying(store, sink):
+        async with deployment.frozen():
+            await wait_until(lambda: store.health.state == "down")
+        await changes_of(store, count=2)
+        await wait_until(lambda: sink.changes == deployment.changes() != [])

@@ -1,0 +1,348 @@
+"""WIRE §5, Policy: with `PRESENCE_WATCH_POLICY=contacts` a session is told of its contacts and of nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from presence.core.model import Session, Status
+from presence.fanout import Fanout, Watcher
+from presence.ports import Directory, HistoryStore, PresenceStore
+from presence.server.auth import TokenVerifier, make_token
+from presence.server.budget import IdBudget
+from presence.server.origins import Origins
+from presence.server.websocket import Endpoint, EndpointLimits
+from presence.service import PresenceService, Rules
+from tests.support.server import SECRET, ServerProcess
+from tests.support.stomp_client import StompClient
+from tests.support.stub_store import StubStore
+from tests.support.truth import Truth, nothing_more, told
+
+CACHED = 10.0
+"""Contacts are at most so old, s (WIRE §5)."""
+SLACK = 2.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def contacts_server() -> AsyncIterator[ServerProcess]:
+    """A server with the policy `contacts`, on which a session watches at most 10 users."""
+    process = ServerProcess(lease_seconds=30, watch_policy="contacts", max_watches=10)
+    try:
+        yield await process.start().ready()
+    except BaseException:
+        process.close()
+        raise
+    await process.finish()
+
+
+@pytest_asyncio.fixture
+async def x(contacts_server, connect, users) -> StompClient:
+    """Somebody who is subscribed, X in WIRE §5."""
+    client: StompClient = await connect(contacts_server, users("x"))
+    await client.subscribe()
+    return client
+
+
+@pytest_asyncio.fixture
+async def marker(contacts_server, connect, users, x) -> StompClient:
+    """For `nothing_more`; X may see it."""
+    name = users("marker")
+    await contacts_server.know(friends={name: [name_of(x)]})
+    client: StompClient = await connect(contacts_server, name)
+    return client
+
+
+def name_of(client: StompClient) -> str:
+    assert client.connected is not None
+    return client.connected.headers["user-name"]
+
+
+HIDDEN = {"online": False, "timestamp": None, "version": 0, "snapshot": True}
+
+
+async def test_x_sees_y_if_y_lists_x_or_they_share_a_conversation_or_are_the_same(
+    contacts_server, connect, x, users, marker
+):
+    """WIRE §5: "X sees Y if and only if Y lists X as a friend, or they share a conversation, or X = Y"."""
+    lists_x, listed_by_x, shares, stranger = (users(name) for name in ("lists-x", "listed", "shares", "stranger"))
+    me = name_of(x)
+    await contacts_server.know(
+        friends={lists_x: ["somebody", me], me: [listed_by_x], stranger: [lists_x]},
+        conversations={users("c"): [shares, me], users("c"): [shares, stranger, listed_by_x]},
+    )
+    visible = {lists_x, shares, me}
+    everybody = [lists_x, listed_by_x, shares, stranger, me]
+    clients = [await connect(contacts_server, name) for name in everybody[:4]]
+    snapshots = await x.watch(everybody)
+    assert {name for name in everybody if snapshots[name]["online"]} == visible
+    for name in (listed_by_x, stranger):
+        assert snapshots[name] == {"userId": name, **HIDDEN}
+    batch = (await contacts_server.post("/api/presence/batch", me, json=everybody)).json()
+    assert {name for name in everybody if batch[name]["isOnline"]} == visible
+    for name in everybody:
+        assert (await contacts_server.get(f"/api/presence/check/{name}", me)).json() == {"isOnline": name in visible}
+    for client in clients:
+        await client.disconnect()
+    for name in (lists_x, shares):
+        await x.expect_event(name, False)
+    await x.set_online(False)
+    await x.expect_event(me, False)
+    await nothing_more(marker, x)
+    for name in (listed_by_x, stranger):
+        assert told(x, name) == [(False, True)], "not a word more"
+
+
+async def test_a_hidden_user_is_answered_exactly_like_one_never_seen(contacts_server, connect, x, users):
+    """WIRE §5.
+
+    WIRE §5: "Watching a hidden user is accepted, counted, and answered exactly like watching a user never seen: REST,
+    batch, snapshot, headers and the look-ups made are the same."
+    """
+    me, online, offline, never = name_of(x), users("online-"), users("offline"), users("never--")
+    await connect(contacts_server, online)
+    left = await connect(contacts_server, offline)
+    await left.disconnect()
+    redis = Truth(contacts_server).redis
+
+    async def answers(name: str) -> tuple[Any, ...]:
+        redis.config_resetstat()
+        snapshot = (await x.watch([name]))[name]
+        batch = await contacts_server.post("/api/presence/batch", me, json=[name])
+        check = await contacts_server.get(f"/api/presence/check/{name}", me)
+        assert (batch.status, check.status) == (200, 200)
+        calls: dict[str, Any] = redis.info("commandstats")
+        # Some commands are those of the sweep and the relay; these are of readers and of who watches only.
+        counts = {command: calls[f"cmdstat_{command}"]["calls"] for command in ("sadd", "sismember", "hget")}
+        headers = [
+            sorted(header for header in answer.headers.items() if header[0] != "date") for answer in (batch, check)
+        ]
+        text = json.dumps([snapshot, batch.body.decode(), check.body.decode(), headers]).replace(name, "NAME")
+        return text, counts["sadd"], counts["sismember"]
+
+    as_never = await answers(never)
+    assert await answers(online) == as_never
+    assert await answers(offline) == as_never
+    assert x.events(online)[-1] == {"userId": online, **HIDDEN}
+    for name in (online, offline, never):
+        assert Truth(contacts_server).watchers(name) == {me}, "accepted"
+
+
+async def test_hidden_users_count_among_the_watched(contacts_server, connect, x, users):
+    """WIRE §5: "Watching a hidden user is accepted, *counted*"."""
+    await x.watch([users("hidden") for _ in range(10)])
+    await x.send_frame("SEND", {"destination": "/app/presence.subscribe"}, json.dumps({"userIds": [users("one")]}))
+    code, error = await x.closed()
+    assert code == 1008
+    assert error is not None
+    assert "watched" in error.headers["message"]
+
+
+async def test_on_revocation_the_session_is_told_once_and_then_nothing(contacts_server, connect, x, users, marker):
+    """WIRE §5.
+
+    WIRE §5: "looked up with a cache of at most 10 s, at each delivery"; "On revocation the session is told `online:
+    false`, `timestamp: null`, `version: 0`, `snapshot: true` once"; on every subscription.
+    """
+    y = users("y")
+    await contacts_server.know(friends={y: [name_of(x)]})
+    await x.subscribe("b")
+    client = await connect(contacts_server, y)
+    await x.watch([y])
+    await contacts_server.know(friends={y: []})
+    for subscription in ("sub-0", "b"):
+        revoked = await x.expect_snapshot(y, False, CACHED + SLACK, subscription=subscription)
+        assert revoked.json == {"userId": y, **HIDDEN}
+    count = len(x.events(y))
+    await client.set_online(False)
+    await client.set_online(True)
+    await nothing_more(marker, x)
+    # Even when the policy is applied again, for others.
+    other = users("other")
+    await contacts_server.know(friends={other: [name_of(x)]})
+    await connect(contacts_server, other)
+    await x.watch([other])
+    await contacts_server.know(friends={other: []})
+    await x.expect_snapshot(other, False, CACHED + SLACK, subscription="b")
+    assert len(x.events(y)) == count, "once"
+    # A new subscription is told the same as of a user never seen.
+    assert (await x.subscribe("c"))[y] == {"userId": y, **HIDDEN}
+
+
+async def test_a_change_after_the_revocation_is_not_told(contacts_server, connect, x, users, marker):
+    """WIRE §5: "looked up [...] at each delivery": not only now and then."""
+    y = users("y")
+    for _ in range(3):
+        await contacts_server.know(friends={y: [name_of(x)]})
+        client = await connect(contacts_server, y)
+        await x.watch([y])
+        await contacts_server.know(friends={y: []})  # on return the server knows
+        await client.disconnect()
+        await x.expect_snapshot(y, False, CACHED + SLACK)
+        await nothing_more(marker, x)
+        assert told(x, y)[-1] == (False, True)
+        assert (False, False) not in told(x, y)
+        await x.unwatch([y])
+
+
+async def test_on_becoming_visible_there_is_a_snapshot_and_changes_go_on(contacts_server, connect, x, users, marker):
+    """WIRE §5.
+
+    WIRE §5: "on becoming visible, a snapshot"; "version 0 stands outside the order of versions". After it changes flip
+    what the snapshot said.
+    """
+    y, other = users("y"), users("other")
+    client = await connect(contacts_server, y)
+    assert (await x.watch([y, other]))[y] == {"userId": y, **HIDDEN}
+    await contacts_server.know(friends={y: [name_of(x)]}, conversations={users("c"): [other, name_of(x)]})
+    revealed = await x.expect_snapshot(y, True, CACHED + SLACK)
+    assert revealed.json["version"] == Truth(contacts_server).versions(y)[-1]
+    assert (await x.expect_snapshot(other, False)).json["version"] == 0
+    await client.set_online(False)
+    await x.expect_event(y, False)
+    await contacts_server.know(friends={y: []})
+    await x.expect_snapshot(y, False, CACHED + SLACK)
+    await client.set_online(True)
+    await contacts_server.know(friends={y: [name_of(x)]})
+    back = await x.expect_snapshot(y, True, CACHED + SLACK)
+    assert back.json["version"] == Truth(contacts_server).versions(y)[-1]
+    await client.disconnect()
+    await x.expect_event(y, False)
+    await nothing_more(marker, x)
+    versions = [event["version"] for event in x.events(y) if event["version"]]
+    assert versions == sorted(versions), "version 0 left out, they never go down"
+    assert x.changes(y) == [False, False]
+    assert [snapshot for _, snapshot in told(x, y)] == [True, True, False, True, True, False]
+
+
+async def test_under_the_policy_anyone_strangers_are_seen(server, connect, users):
+    """WIRE §5: "`anyone` (default, as the guide's API)"."""
+    stranger, me = users("stranger"), users("x")
+    await connect(server, stranger)
+    client = await connect(server, me)
+    await client.subscribe()
+    assert (await client.watch([stranger]))[stranger]["online"] is True
+    assert (await server.get(f"/api/presence/check/{stranger}", me)).json() == {"isOnline": True}
+
+
+async def test_the_friends_list_is_no_way_round_the_policy(contacts_server, connect, users):
+    """WIRE §5: the policy holds for "REST" too: one's own list of friends makes nobody visible."""
+    me, y, z = users("me"), users("y"), users("z")
+    await contacts_server.know(friends={me: [y, z], z: [me]})
+    for name in (y, z):
+        await connect(contacts_server, name)
+    friends = (await contacts_server.get("/api/presence/friends", me)).json()
+    assert {name: one["isOnline"] for name, one in friends.items()} == {y: False, z: True}
+    assert friends[y] == {"userId": y, "status": "OFFLINE", "isOnline": False, "lastSeen": None, "lastActiveAgo": None}
+
+
+# A directory that changes its mind, or takes its time, in the midst of a look-up: no server can be made to meet that at
+# will.
+
+
+class Fickle:
+    """A directory that answers each look-up of contacts with what is next, when it may."""
+
+    def __init__(self, *answers: Collection[str]) -> None:
+        self.answers = [frozenset(answer) for answer in answers]
+        self.asked = asyncio.Event()
+        self.may = asyncio.Event()
+        self.may.set()
+
+    async def friends(self, user: str) -> Sequence[str]:
+        return ()
+
+    async def members(self, conversation: str) -> Sequence[str] | None:
+        return None
+
+    async def contacts(self, user: str) -> frozenset[str]:
+        self.asked.set()
+        await self.may.wait()
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+class NoHistory:
+    """A history that knows nobody."""
+
+    async def read(self, users: Collection[str]) -> Mapping[str, Status]:
+        return {}
+
+
+def service_on(directory: Fickle) -> PresenceService:
+    """A service under the policy, whose store knows that Y is online."""
+    store = StubStore()
+    store.statuses["y"] = Status("y", True, 7, 1)
+    make: Callable[..., Any] = cast
+    ports = make(PresenceStore, store), make(HistoryStore, NoHistory()), make(Directory, directory)
+    return PresenceService(*ports, Fanout(), Rules(contacts_only=True))
+
+
+@pytest.mark.parametrize(
+    "answers", [({"x", "y"}, {"x"}), ({"x"}, {"x", "y"}), ({"x"}, {"x"}), ({"x", "y"}, {"x", "y"})]
+)
+async def test_a_snapshot_is_of_one_mind(answers):
+    """WIRE §5.
+
+    WIRE §5: a hidden user is "answered exactly like watching a user never seen", and whoever is visible with "its
+    present state", also when the directory changes between two look-ups.
+    """
+    service = service_on(Fickle(*answers))
+    watcher = Watcher(Session("x", "s", "web", 0, 0), lambda: None)
+    service.fanout.watch(watcher, ["y"])
+    ((status, _),) = await service.snapshot(watcher, ["y"])
+    if status.online:
+        assert "y" not in watcher.hidden
+    else:
+        assert (status.version, status.last_active) == (0, None)
+        assert "y" in watcher.hidden, "or it would never be told when Y becomes visible"
+    told_now, revealed = await service.revise(watcher)
+    if "y" in answers[1]:
+        assert (told_now, revealed) == ([], [] if status.online else ["y"])
+    else:
+        assert ([one.version for one in told_now], revealed) == ([0] if status.online else [], [])
+
+
+async def test_what_is_due_while_the_directory_is_asked_is_sent_when_it_has_answered():
+    """WIRE §6: "RECEIPT for every frame that asks", also when nothing comes of the look-up "at each delivery" (§5)."""
+    directory = Fickle({"x"})
+    service = service_on(directory)
+    inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    outbox: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+    put: Callable[[MutableMapping[str, Any]], Awaitable[None]] = outbox.put
+    app: Any = None
+    verifier = TokenVerifier(secret=SECRET.encode())
+    endpoint = Endpoint(app, service, verifier, Origins((), loopback_only=True), IdBudget(10, 10), EndpointLimits())
+    token = make_token(SECRET.encode(), "x", 60, now=time.time())
+    scope: dict[str, Any] = {"type": "websocket", "path": "/ws", "headers": [], "subprotocols": []}
+    inbox.put_nowait({"type": "websocket.connect"})
+    running = asyncio.create_task(endpoint(scope, inbox.get, put))
+
+    async def sends(frame: str) -> None:
+        await inbox.put({"type": "websocket.receive", "text": frame + "\0"})
+
+    async def gets(what: str) -> None:
+        async with asyncio.timeout(5):
+            while what not in (await outbox.get()).get("text", ""):
+                pass
+
+    await sends(f"CONNECT\naccept-version:1.2\nAuthorization:Bearer {token}\n\n")
+    await gets("CONNECTED")
+    await sends("SUBSCRIBE\nid:0\ndestination:/queue/online-status\n\n")
+    await sends('SEND\ndestination:/app/presence.subscribe\nreceipt:watched\n\n{"userIds":["y"]}')
+    await gets("watched")
+    directory.may.clear()
+    directory.asked.clear()
+    service.fanout.deliver(Status("y", False, 9))
+    await asyncio.wait_for(directory.asked.wait(), 5)
+    await sends("BEGIN\ntransaction:t\nreceipt:begun\n\n")
+    while not inbox.empty():
+        await asyncio.sleep(0)
+    directory.may.set()
+    await gets("begun")
+    await inbox.put({"type": "websocket.disconnect"})
+    await asyncio.wait_for(running, 5)
