@@ -24,7 +24,7 @@ from hypercorn.config import Config
 
 from presence import jobs, stomp
 from presence.adapters.directory import DirectoryError, FileDirectory, demo_path
-from presence.adapters.embedded import EmbeddedError, EmbeddedStore, end_with, locked
+from presence.adapters.embedded import AlreadyRunning, DataDirError, EmbeddedError, EmbeddedStore, end_with, locked
 from presence.adapters.redis import RedisStore
 from presence.adapters.sqlite import SqliteHistory
 from presence.fanout import Fanout
@@ -98,7 +98,8 @@ async def cleanup(settings: Settings) -> Mapping[str, int]:
             async with _service(settings, url, name="cleanup") as service:
                 return await service.cleanup()
         except Unavailable as error:
-            raise StartError(f"no stores to clean up, is the server of {settings.data_dir} running? {error}") from None
+            hint = "see PRESENCE_REDIS_URL" if settings.redis_url else f"is the server of {settings.data_dir} running?"
+            raise StartError(f"no stores to clean up, {hint} {error}") from None
 
 
 @contextmanager
@@ -112,6 +113,10 @@ def _start_errors() -> Iterator[None]:
         raise StartError(f"PRESENCE_JWT_SECRET: {error}", 2) from None
     except KeysUnavailable as error:
         raise StartError(f"PRESENCE_JWKS: {error}", 2) from None
+    except DataDirError as error:
+        raise StartError(str(error), 2) from None
+    except AlreadyRunning as error:
+        raise StartError(f"PRESENCE_DATA_DIR: {error}") from None
     except (EmbeddedError, Unavailable) as error:
         raise StartError(str(error)) from None
 
@@ -122,6 +127,7 @@ def _start_errors() -> Iterator[None]:
 async def _main(settings: Settings, sock: socket.socket, store: EmbeddedStore | None) -> None:
     """Run the one instance here, or several in processes of their own; keep the embedded store alive."""
     url = settings.redis_url or (store.url if store else "")
+    await (await _open_history(settings)).close()  # as in `serve`: fails here, once
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -220,7 +226,7 @@ async def _service(settings: Settings, url: str, name: str) -> AsyncIterator[Pre
         contacts_only=settings.watch_policy == "contacts",
         user_connections=settings.max_user_connections,
     )
-    history = await SqliteHistory.open(settings.data_dir / "history.db", timeout_seconds=settings.store_timeout_seconds)
+    history = await _open_history(settings)
     try:
         yield PresenceService(store, history, FileDirectory(settings.directory or demo_path()), Fanout(), rules)
     finally:
@@ -332,6 +338,10 @@ def _config(settings: Settings, sock: socket.socket) -> Config:
     return config
 
 
+async def _open_history(settings: Settings) -> SqliteHistory:
+    return await SqliteHistory.open(settings.data_dir / "history.db", timeout_seconds=settings.store_timeout_seconds)
+
+
 def _verifier(settings: Settings) -> TokenVerifier:
     secret = None if settings.jwks else secret_of(settings.jwt_secret, settings.data_dir)
     issuer, audience = settings.jwt_issuer, settings.jwt_audience
@@ -354,6 +364,8 @@ def _listen(settings: Settings, *, shared: bool) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
     try:
         sock.bind((settings.host, settings.port))
+        if not shared:
+            sock.listen(BACKLOG)  # now, as SO_REUSEADDR lets two sockets have a port until one of them listens
     except OSError as error:
         sock.close()
         code = 1 if error.errno == errno.EADDRINUSE else 2

@@ -61,8 +61,10 @@ def serve(**options: str | None) -> None:
 
 @main.command()
 @click.argument("user")
-@click.option("--ttl", default=3600.0, show_default=True, help="How long the token holds, s.", type=click.FloatRange(1))
-def token(user: str, ttl: float) -> None:
+@click.option(
+    "--ttl", default=3600, show_default=True, help="How long the token holds, s.", type=click.IntRange(1, 10**9)
+)
+def token(user: str, ttl: int) -> None:
     """Print an access token for USER, for a server with the same settings."""
     if not ID.fullmatch(user):
         _fail(f"USER {user!r} is not an id: letters, digits and . _ ~ @ - only, at most 128", 2)
@@ -72,5 +74,7 @@ def token(user: str, ttl: float) -> None:
 @main.command()
 def cleanup() -> None:
     """Run the cleanup once, beside the running server, and print what it repaired."""
-    for name, number in asyncio.run(bootstrap.cleanup(load())).items():
+    settings = load()
+    configure_logging("error", settings.log_format)  # what goes wrong is told by `_fail`, once
+    for name, number in asyncio.run(bootstrap.cleanup(settings)).items():
         click.echo(f"{name} {number}")

@@ -26,6 +26,7 @@ async def relay(
     cursor = f"{sink.name}.{partition}"
     held_until = 0.0
     done = 0
+    behind = False
     while True:
         try:
             now = asyncio.get_running_loop().time()
@@ -35,10 +36,13 @@ async def relay(
                     await asyncio.sleep(LEASE / 5)
                     continue
                 held_until = now + LEASE
+            if behind:
+                await overtaken()
+                behind = False
             changes = await store.backlog(sink.name, partition, done, PAGE)
             if changes is None:
                 log.warning("changes were trimmed before %s had them: bringing the newest state instead", sink.name)
-                await overtaken()
+                behind = True
             elif changes:
                 await sink.write(changes)
                 done = changes[-1].version

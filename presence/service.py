@@ -47,6 +47,8 @@ class Answer:
     statuses: Mapping[str, Status]
     degraded: bool
     """The history could not be asked, so that some `last_active` may be missing."""
+    visible: frozenset[str] | None
+    """Whom the viewer may see; None: everybody."""
 
 
 class PresenceService:
@@ -229,7 +231,7 @@ class PresenceService:
                     known = statuses[user]
                     last_active = row.last_active if known.last_active is None else known.last_active
                     statuses[user] = Status(user, False, known.version or row.version, last_active)
-        return Answer(statuses, degraded)
+        return Answer(statuses, degraded, visible)
 
     async def visible(self, viewer: str) -> frozenset[str] | None:
         """Return whom the viewer may see; None: everybody (WIRE §5, Policy)."""
@@ -247,10 +249,12 @@ class PresenceService:
             while True:
                 try:
                     answer = await self.get_presence(watcher.session.user, page)
-                    visible = await self.visible(watcher.session.user)
                     break
                 except (StoreUnavailable, DirectoryUnavailable):
                     await asyncio.sleep(0.1)
+            visible = answer.visible
+            if visible is not watcher.visible:
+                watcher.visible = None  # told by other contacts than the rest: `revise` is to look again
             hidden = () if visible is None else [user for user in page if user not in visible]
             out += watcher.snapshot(answer.statuses.values(), hidden)
         return out

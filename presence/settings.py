@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import platformdirs
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis import ConnectionPool
 
 PREFIX = "PRESENCE_"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -127,6 +128,11 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+        if value is not None:
+            try:
+                ConnectionPool.from_url(value).make_connection()  # connects nowhere yet
+            except (ValueError, TypeError):  # whose text may hold the password
+                raise ValueError("must be a URL like redis://user:password@host:6379/0") from None
         return value
 
     @model_validator(mode="after")

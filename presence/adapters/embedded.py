@@ -35,6 +35,10 @@ class EmbeddedError(Exception):
     """The embedded store cannot run, or its data folder cannot be used. One line that says what to do."""
 
 
+class DataDirError(EmbeddedError):
+    """The data folder cannot be one."""
+
+
 class AlreadyRunning(EmbeddedError):
     """Another server uses the data folder."""
 
@@ -47,13 +51,13 @@ def locked(data_dir: Path) -> Iterator[None]:
 
     Raises:
         AlreadyRunning: another process has it.
-        EmbeddedError: the folder cannot be made or written to.
+        DataDirError: the folder cannot be made or written to.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise EmbeddedError(f"{data_dir} cannot be used ({error.strerror}); set PRESENCE_DATA_DIR") from None
+        raise DataDirError(f"{data_dir} cannot be used ({error.strerror}); set PRESENCE_DATA_DIR") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,7 +98,7 @@ class EmbeddedStore:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("PR_SET_PDEATHSIG: Valkey would end together with this thread")
         if len(os.fsencode(self._socket)) > MAX_SOCKET_PATH_BYTES:
-            raise EmbeddedError(f"{self._dir} is too long for a unix socket; set PRESENCE_DATA_DIR to a shorter path")
+            raise DataDirError(f"{self._dir} is too long for a unix socket; set PRESENCE_DATA_DIR to a shorter path")
         binary = _find_binary()
         self._end_orphan()
         for draft in self._dir.glob("temp-*.rdb"):  # of a dump that was cut short

@@ -122,20 +122,21 @@ class RedisStore:
         self._epochs: dict[int, int] = {}  # partition → its last amnesty
         self._expired = asyncio.Event()
         self._run_id = ""
-        self._redis = self._client(url, 32 + partitions, timeout)
-        self._blocking = self._client(url, partitions + 1, timeout + FOLLOW_BLOCK_MS / 1000)
+        self._swept: dict[str, str] = {}  # partition's online set → run id at its last sweep
+        self._redis = self._client(url, 32 + partitions)
+        self._blocking = self._client(url, partitions + 1)
         self._scripts = {
             name: self._redis.register_script(_script(name))
             for name in ("connect", "refresh", "shorten", "end", "read", "settle", "repair", "backlog", "trim", "hold")
         }
 
-    def _client(self, url: str, connections: int, timeout: float) -> Any:
+    def _client(self, url: str, connections: int) -> Any:
         return Redis.from_pool(  # which owns it, and so closes it
             BlockingConnectionPool.from_url(
                 url,
                 max_connections=connections,
                 timeout=self._timeout,
-                socket_timeout=timeout,
+                socket_timeout=None,  # `_asking` has one; this uses `wait_for`, which in 3.11 may lose a cancellation
                 socket_connect_timeout=self._timeout,
                 decode_responses=True,
                 retry=Retry(NoBackoff(), 0),  # we know better what may be sent twice
@@ -262,16 +263,17 @@ class RedisStore:
     # Reading
 
     async def read(self, users: Collection[str]) -> Reading:
-        async def part(keys: Keys, members: list[str]) -> tuple[list[str], list[Any]]:
-            return members, await self._ask("read", keys, *members)
+        async def part(keys: Keys, members: list[str]) -> tuple[Keys, list[str], list[Any]]:
+            return keys, members, await self._ask("read", keys, *members)
 
         statuses: dict[str, Status] = {}
         unsettled: set[str] = set()
-        for members, (settled, *values) in await asyncio.gather(*(part(*group) for group in self._by_partition(users))):
+        parts = await asyncio.gather(*(part(*group) for group in self._by_partition(users)))
+        for keys, members, (settled, *values) in parts:
             for i, user in enumerate(members):
                 online, version, active = values[3 * i : 3 * i + 3]
                 statuses[user] = Status(user, online == 1, int(version), int(active) if active else None)
-            if not settled:
+            if not settled or self._run_id != self._swept.get(keys.online):  # the second: no sweep has met this server yet
                 unsettled.update(members)
         return Reading(statuses, frozenset(unsettled))
 
@@ -395,13 +397,15 @@ class RedisStore:
             try:
                 amnesty = self._amnesty if partition in self._epochs else self._amnesty_at_start
                 times = (round(self._lease * 1000), round(amnesty * 1000))
-                args = (self.floor, *times, self._run_id, SWEEP_LIMIT, SWEEP_ENOUGH_MS)
+                run_id = self._run_id
+                args = (self.floor, *times, run_id, SWEEP_LIMIT, SWEEP_ENOUGH_MS)
                 await connection.send_command("EVAL", _script("sweep"), 1, keys.online, *args)
                 epoch, left, more, version = await connection.read_response()
             finally:
                 await self._redis.connection_pool.release(connection)
         self.floor = max(self.floor, version)
         self._epochs[partition] = epoch
+        self._swept[keys.online] = run_id
         return Sweep(epoch, left / 1000, bool(more))
 
     async def overdue(self, seconds: float) -> None:
@@ -417,7 +421,8 @@ class RedisStore:
         while True:
             try:
                 async with self._blocking.pubsub() as events:
-                    await events.psubscribe("__keyevent@*__:expired")
+                    async with asyncio.timeout(self._timeout):
+                        await events.psubscribe("__keyevent@*__:expired")
                     while True:
                         await events.get_message(timeout=1.0)
                         self._expired.set()

@@ -169,6 +169,7 @@ class Client:
         )
         self._session: Session | None = None  # None before CONNECTED
         self._watcher: Watcher | None = None
+        self._effect: Future[None] | None = None  # of the last frame that had one on the session
         self._subscribes: TokenBucket | None = None
         self._new: set[stomp.Subscription] = set()  # those whose snapshot is still to come
         self._out: deque[Outgoing] = deque()
@@ -255,7 +256,8 @@ class Client:
             raise
 
     def _acknowledge(self, event: stomp.Event, effect: Future[None] | None = None) -> None:
-        """Send the receipt that is owed, once the effect has been taken."""
+        """Send the receipt that is owed, once the effect has been taken, and that of the frames before."""
+        self._effect = effect = effect or self._effect
         if event.acknowledge and event.receipt is not None:
             receipt = self._stomp.receipt(event.receipt)
             self._push(receipt if effect is None or effect.done() else partial(_after, effect, receipt))
@@ -422,6 +424,8 @@ class Client:
         """
         if not users or not (only or self._told):
             return []
+        if self._effect is not None:
+            await asyncio.shield(self._effect)  # the client may watch its own user
         told = await self._endpoint.service.snapshot(self._connected[1], users)
         return _pack(self._messages(told, only))
 
@@ -484,7 +488,7 @@ class Client:
             while True:
                 if not self._out:
                     messages: bytes | list[bytes] = await self._news()
-                    if not messages:
+                    if not messages and not self._out:  # which may have grown while the directory was asked
                         return
                 else:
                     item = self._out.popleft()

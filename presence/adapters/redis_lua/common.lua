@@ -32,6 +32,17 @@ local function set_lease(user, session, device, till)
   redis.call('ZADD', DEADLINES, int(till), user .. ':' .. session)
 end
 
+-- Leave the session `rest` ms of its lease at most, and keep the reason for the end. Returns false when it had ended.
+local function shorten(user, session, reason, rest)
+  local till = tonumber(redis.call('ZSCORE', key(user, 'sessions'), session))
+  if not till then return false end
+  local device = redis.call('GET', session_key(user, session)) or 'web'
+  redis.call('HSET', key(user, 'lost'), session, reason)
+  redis.call('PEXPIRE', key(user, 'lost'), LONG)
+  set_lease(user, session, device, math.min(till, now + rest))
+  return true
+end
+
 -- Append a change and take it over into the online set. Returns its version.
 local function change(user, online, device, reason)
   local version = math.max((tonumber(redis.call('GET', VERSION)) or 0) + 1, floor + 1, now_us)

@@ -3,17 +3,9 @@
 -- Returns per session: 1 shortened, 0 it had ended already.
 local out = {}
 for i = 2, #ARGV, 5 do
-  local user, session = ARGV[i], ARGV[i + 1]
-  local till = tonumber(redis.call('ZSCORE', key(user, 'sessions'), session))
-  if till then
-    local device = redis.call('GET', session_key(user, session)) or 'web'
-    redis.call('HSET', key(user, 'lost'), session, ARGV[i + 2])
-    redis.call('PEXPIRE', key(user, 'lost'), LONG)
-    set_lease(user, session, device, math.min(till, now + tonumber(ARGV[i + 4])))
-    touch(user, tonumber(ARGV[i + 3]))
-    out[#out + 1] = 1
-  else
-    out[#out + 1] = 0
-  end
+  local user = ARGV[i]
+  local found = shorten(user, ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 4]))
+  if found then touch(user, tonumber(ARGV[i + 3])) end
+  out[#out + 1] = found and 1 or 0
 end
 return out
