@@ -10,10 +10,12 @@ local swept = tonumber(redis.call('GET', SWEPT))
 local version = tonumber(redis.call('GET', VERSION)) or 0
 
 -- Late, empty, another primary, or a clock that was set: what the store says of sessions is not to be trusted yet.
--- A gap of half a lease is enough for one who beats twice a lease to have lapsed meanwhile.
-local gap = math.min(3000, lease / 2)
+-- A gap of half a lease is enough for one who beats twice a lease to have lapsed meanwhile; and nobody needs longer than
+-- a lease to be heard of again.
+local gap = math.min(3000, math.max(1000, lease / 2))
+local span = math.min(tonumber(ARGV[3]), lease)
 if not swept or not till or math.abs(now - swept) > gap or till - now > tonumber(ARGV[3]) + 60000 or amnesty[3] ~= ARGV[4] then
-  epoch, till = now_us, now + tonumber(ARGV[3])
+  epoch, till = now_us, now + span
   redis.call('HSET', AMNESTY, 'epoch', int(epoch), 'till', int(till), 'server', ARGV[4])
   swept = nil
 end
