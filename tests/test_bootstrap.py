@@ -6,7 +6,7 @@ import asyncio
 import resource
 import socket
 from contextlib import closing, suppress
-from typing import Any, cast
+from typing import Any
 
 import jwt
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from presence import bootstrap
 from presence.adapters.redis import RedisStore
 from presence.bootstrap import StartError
-from presence.settings import Settings
+from presence.settings import load
 from tests.support.process import free_port
 from tests.support.waiting import wait_until
 
@@ -62,7 +62,7 @@ async def test_a_job_that_ends_or_fails_is_started_again_and_that_is_logged(monk
 )
 async def test_the_jobs_are_those_that_the_settings_ask_for(settings, more):
     """The store's own work comes first, as it is ended last. Each partition is swept, followed and relayed."""
-    chosen = Settings(**settings)
+    chosen = load(**settings)
     store = RedisStore("redis://127.0.0.1:1/0", instance="i", partitions=chosen.redis_partitions)
     sink = type("History", (), {"name": "h"})()
     service: Any = type("Service", (), {"store": store, "history": sink, "cleanup": None})()
@@ -80,7 +80,7 @@ async def test_the_jobs_are_those_that_the_settings_ask_for(settings, more):
 
 def test_a_socket_of_one_server_listens_at_once():
     """So that of two servers that start at the same time one is refused."""
-    settings = Settings(port=free_port())
+    settings = load(port=free_port())
     with closing(bootstrap._listen(settings, shared=False)):
         with pytest.raises(StartError) as caught:
             bootstrap._listen(settings, shared=False)
@@ -90,7 +90,7 @@ def test_a_socket_of_one_server_listens_at_once():
 
 def test_sockets_of_workers_share_the_port_and_none_else_does(monkeypatch):
     """DESIGN §5: "each has a listening socket of its own (SO_REUSEPORT)"."""
-    settings = Settings(port=free_port(), workers=2)
+    settings = load(port=free_port(), workers=2)
     monkeypatch.setattr("multiprocessing.parent_process", object)
     with (
         closing(bootstrap._listen(settings, shared=True)) as first,
@@ -106,7 +106,7 @@ def test_sockets_of_workers_share_the_port_and_none_else_does(monkeypatch):
 
 def test_a_port_may_be_taken_up_again_at_once():
     """SO_REUSEADDR: connections that were just closed do not keep the next start waiting."""
-    settings = Settings(port=free_port())
+    settings = load(port=free_port())
     with (
         closing(bootstrap._listen(settings, shared=False)) as listening,
         closing(socket.create_connection(("127.0.0.1", settings.port))) as client,
@@ -119,18 +119,18 @@ def test_a_port_may_be_taken_up_again_at_once():
 
 
 def test_port_0_is_any_free_one():
-    with closing(bootstrap._listen(Settings(port=0), shared=False)) as sock:
+    with closing(bootstrap._listen(load(port=0), shared=False)) as sock:
         assert sock.getsockname()[1] > 0
 
 
 def test_localhost_is_an_ipv4_address_if_it_has_one():
-    with closing(bootstrap._listen(Settings(port=0, host="localhost"), shared=False)) as sock:
+    with closing(bootstrap._listen(load(port=0, host="localhost"), shared=False)) as sock:
         assert sock.family is socket.AF_INET
 
 
 def test_the_kernel_ends_connections_that_do_not_answer():
     """WIRE §3: "TCP user timeout 45 s"; accepted connections inherit it."""
-    settings = Settings(port=free_port())
+    settings = load(port=free_port())
     with (
         closing(bootstrap._listen(settings, shared=False)) as listening,
         closing(socket.create_connection(("127.0.0.1", settings.port))),
@@ -145,8 +145,8 @@ def test_the_kernel_ends_connections_that_do_not_answer():
 def test_by_default_there_are_as_many_connections_as_open_files_less_512():
     """WIRE §3: "the configured connections in a process (default: open-file limit − 512)"."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert bootstrap._limits(Settings()).connections == max(1, files - 512)
-    assert bootstrap._limits(Settings(max_connections=7)).connections == 7
+    assert bootstrap._limits(load()).connections == max(1, files - 512)
+    assert bootstrap._limits(load(max_connections=7)).connections == 7
 
 
 def test_every_limit_of_the_settings_reaches_the_endpoint():
@@ -163,7 +163,7 @@ def test_every_limit_of_the_settings_reaches_the_endpoint():
             start=1_000,
         )
     }  # fmt: skip
-    limits = bootstrap._limits(Settings(**cast("Any", numbers)))
+    limits = bootstrap._limits(load(**numbers))
     frames = limits.frames
     assert [
         frames.frame_bytes, frames.header_lines, frames.header_line_bytes, frames.subscriptions, frames.held_sends,
@@ -177,12 +177,12 @@ def test_every_limit_of_the_settings_reaches_the_endpoint():
 
 
 def test_a_token_has_what_the_settings_ask_of_tokens():
-    settings = Settings(jwt_secret=SECRET, jwt_issuer="us", jwt_audience="them")
+    settings = load(jwt_secret=SECRET, jwt_issuer="us", jwt_audience="them")
     claims = jwt.decode(bootstrap.token(settings, "ann", 60), SECRET, ["HS256"], audience="them", issuer="us")
     assert claims["sub"] == "ann"
 
 
 def test_where_tokens_are_made_elsewhere_there_is_none():
     with pytest.raises(StartError) as caught:
-        bootstrap.token(Settings(jwks="keys.json"), "ann", 60)
+        bootstrap.token(load(jwks="keys.json"), "ann", 60)
     assert caught.value.code == 2

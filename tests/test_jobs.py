@@ -39,6 +39,8 @@ class NoDirectory:
 async def make_service(deployment, tmp_path):
     history = await SqliteHistory.open(tmp_path / "history.db")
 
+    deployment.steady = False  # the jobs themselves sweep
+
     async def make(*, lease: float = 60.0, **options) -> PresenceService:
         store = await deployment.instance(lease=lease, **options)
         return PresenceService(store, history, NoDirectory(), Fanout(), Rules(lease=lease))

@@ -19,11 +19,12 @@ log = logging.getLogger(__name__)
 
 
 class Transport:
-    """The connection behind an ASGI ``send``."""
+    """The connection behind an ASGI ``receive`` and ``send``."""
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_queue", "_stream")
 
-    def __init__(self, send: Any) -> None:
+    def __init__(self, receive: Any, send: Any) -> None:
+        self._queue: Any = getattr(receive, "__self__", None)
         stream = getattr(send, "__self__", None)
         self._stream: Any = stream if isinstance(stream, WSStream) else None
         if self._stream is not None:
@@ -40,6 +41,17 @@ class Transport:
         """Drop the TCP connection, and what has not been sent."""
         if self._stream is not None:
             self._stream.send.__self__.send.__self__.writer.transport.abort()
+
+    def leave(self) -> None:
+        """Take no more messages. Hypercorn would keep the connection until there is room for all that it has read."""
+        if self._stream is not None:
+            self._stream.app_put = _drop
+            while not self._queue.empty():
+                self._queue.get_nowait()
+
+
+async def _drop(message: object) -> None:
+    pass
 
 
 _answer_error = WSStream._send_error_response  # noqa: SLF001 (as above)

@@ -16,7 +16,6 @@ import time
 from asyncio import Future
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -158,7 +157,7 @@ class Client:
         self._receive = receive
         self._send = send
         self._is_sockjs = is_sockjs
-        self._transport = Transport(send)
+        self._transport = Transport(receive, send)
         self._ping_at = time.monotonic() + limits.ping_seconds
         self._pinging = False
         self._stomp = stomp.Connection(
@@ -193,7 +192,6 @@ class Client:
             if self._ending is None or self._task is None:
                 raise  # not by ourselves
             self._task.uncancel()
-            await self._read_out()
         finally:
             self._gone()
 
@@ -213,13 +211,6 @@ class Client:
             while len(self._out) > OUT_LIMIT and self._ending is None:
                 self._room = asyncio.Event()
                 await self._room.wait()
-
-    async def _read_out(self) -> None:
-        """Take what is left: Hypercorn keeps a connection, aborted or not, until there is room for all it has read."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER):
-                while (await self._receive())["type"] != "websocket.disconnect":
-                    pass
 
     def _unwrap(self, message: MutableMapping[str, Any]) -> Iterator[bytes]:
         text = message.get("text")
@@ -621,6 +612,7 @@ class Client:
 
     def _gone(self) -> None:
         self._task = None
+        self._transport.leave()
         self._endpoint.clients.discard(self)
         self._lose()
         if self._timer is not None:

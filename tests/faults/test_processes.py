@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -53,7 +54,7 @@ def connections_of(pid: int, port: int) -> int:
     return count
 
 
-async def start_workers(start_server: StartServer, **settings: object) -> ServerProcess:
+async def start_workers(start_server: StartServer, **settings: Any) -> ServerProcess:
     """A server with two workers, both of which listen."""
     server = await start_server(workers=2, **settings)
     await wait_until(lambda: listening(server.port) == 2, 15, what="both workers to listen")
@@ -112,9 +113,7 @@ async def test_a_client_that_is_killed_is_offline_at_once(server, connect: Conne
 
 
 async def test_two_hundred_sockets_that_close_while_they_connect_leave_nothing(server, connect: Connect, users):
-    """DESIGN §3.5: "A connect whose outcome is unknown [...] is followed by an end": nobody stays online longer than the
-    lease, and each change turns the one before round.
-    """
+    """DESIGN §3.5: "A connect whose outcome is unknown (time-out, cancelled) is followed by an end"."""
     names = [users("hasty") for _ in range(200)]
     watcher = await connect(server, users("watcher"))
     async with watcher.beating():
@@ -131,7 +130,7 @@ async def test_two_hundred_sockets_that_close_while_they_connect_leave_nothing(s
         for start in range(0, 200, 40):
             await asyncio.gather(*(hasty(number, names[number]) for number in range(start, start + 40)))
         truth = Truth(server)
-        await wait_until(lambda: not truth.redis.smembers("presence:online") & set(names), LEASE + SLACK)  # type: ignore[operator]
+        await wait_until(lambda: not truth.all_online() & set(names), LEASE + SLACK)
         marker = await connect(server, users("marker"))
         await nothing_more(marker, watcher)
         for user in names:
@@ -147,8 +146,9 @@ async def test_two_hundred_sockets_that_close_while_they_connect_leave_nothing(s
 async def test_the_users_of_a_killed_server_go_offline_when_their_leases_end(
     start_server: StartServer, valkey, connect: Connect, users
 ):
-    """WIRE §4: "server process killed | its sessions end when their leases end | offline if none is left"; exactly once,
-    not before, and whoever watches elsewhere is told.
+    """WIRE §4: "server process killed | its sessions end when their leases end | offline if none is left".
+
+    Exactly once, not before, and whoever watches elsewhere is told.
     """
     store = await valkey()
     settings = {"redis_url": store.url, "amnesty_seconds": 0, "lease_seconds": 3}
@@ -186,8 +186,9 @@ async def test_the_users_of_a_killed_server_go_offline_when_their_leases_end(
 async def test_a_planned_stop_is_no_change_for_who_comes_back_and_an_end_for_who_does_not(
     start_server: StartServer, valkey, connect: Connect, users
 ):
-    """WIRE §4: "planned server stop | first all its leases become min(rest, max(drain, grace)) [...]; then close 1001, no
-    ERROR frame | none if the client is back in time".
+    """WIRE §4: "planned server stop | first all its leases become min(rest, max(drain, grace)), drain = 15 s".
+
+    "Then close 1001, no ERROR frame | none if the client is back in time".
     """
     store = await valkey()
     settings = {"redis_url": store.url, "amnesty_seconds": 0, "lease_seconds": 10, "drain_seconds": 2}
@@ -259,7 +260,7 @@ async def test_clients_that_connect_while_it_stops_are_no_change_or_refused(
         await client.dispose()
     assert any(client.connected for client in sockets), "the stop came in the midst of them"
     await wait_until(
-        lambda: not truth.redis.smembers("presence:online") & set(names),  # type: ignore[operator]
+        lambda: not truth.all_online() & set(names),
         1.5 + SLACK,
         what="all to be offline when the drain time is over, long before the lease is",
     )
@@ -275,19 +276,19 @@ async def test_a_stop_does_not_wait_for_clients_that_are_frozen(start_server: St
         client.go_on_reading()
 
 
+@pytest.mark.parametrize("workers", (1, 2))
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
 async def test_both_signals_stop_it_as_planned_and_a_second_one_does_no_harm(
-    start_server: StartServer, connect: Connect, user, number
+    start_server: StartServer, connect: Connect, user, number, workers
 ):
-    for workers in (1, 2):
-        server = await (start_server() if workers == 1 else start_workers(start_server))
-        client = await connect(server, user)
-        os.killpg(server.pid, number) if number == signal.SIGINT else os.kill(server.pid, number)  # Ctrl-C reaches all
-        os.kill(server.pid, number)
-        assert await client.closed(10) == (1001, None)
-        assert await server.exited(ENDED) == 0
-        await wait_until(lambda: not server.family(), ENDED, what=f"nobody to be left: {server.family()}")
-        assert "Traceback" not in server.log
+    server = await (start_server() if workers == 1 else start_workers(start_server))
+    client = await connect(server, user)
+    os.killpg(server.pid, number) if number == signal.SIGINT else os.kill(server.pid, number)  # Ctrl-C reaches all
+    os.kill(server.pid, number)
+    assert await client.closed(10) == (1001, None)
+    assert await server.exited(ENDED) == 0
+    await wait_until(lambda: not server.family(), ENDED, what=f"nobody to be left: {server.family()}")
+    assert "Traceback" not in server.log
 
 
 # The embedded server: restarts
@@ -297,7 +298,7 @@ async def test_after_a_planned_restart_of_the_embedded_server_all_is_as_it_was(
     start_server: StartServer, connect: Connect, users
 ):
     """WIRE §4: "none if the client is back in time"; DESIGN §5: the dump is taken up at the next start."""
-    server = await start_server(lease_seconds=60, drain_seconds=6)
+    server = await start_server(lease_seconds=60, drain_seconds=8)
     back, gone, left = users("back"), users("gone"), users("left")
     clients = {user: await connect(server, user) for user in (back, gone, left)}
     await clients[left].disconnect()
@@ -311,7 +312,7 @@ async def test_after_a_planned_restart_of_the_embedded_server_all_is_as_it_was(
     await watcher.subscribe()
     snapshots = await watcher.watch([back, gone, left])
     assert [snapshots[user]["online"] for user in (back, gone, left)] == [True, True, False]
-    await watcher.expect_event(gone, False, 6 + SLACK)
+    await watcher.expect_event(gone, False, 8 + SLACK)
     assert truth.versions(back) == before
     assert truth.changes(gone) == [(True, "connected"), (False, "drained")]
     assert await last_seen(server, left) == seen
@@ -413,19 +414,20 @@ async def test_a_worker_that_is_killed_is_started_again_and_the_others_go_on(
     names = [users("u") for _ in range(24)]
     clients = {user: await connect(server, user) for user in names}
     first, second = workers_of(server)
-    await beat_all(clients.values())
-    await server.kill9(first)
-    ended = {user for user, client in clients.items() if client._reader.done()}
-
-    async def all_noticed() -> bool:
-        ended.update(user for user, client in clients.items() if client._reader.done())
-        return connections_of(second, server.port) == len(names) - len(ended)
-
-    await wait_until(all_noticed, 5, what="the killed worker's clients to be thrown out")
-    assert 0 < len(ended) < len(names)
-    kept = [user for user in names if user not in ended]
+    ended: set[str] = set()
     watcher = await connect(server, users("watcher"))
-    async with watcher.beating():
+
+    def all_noticed() -> bool:
+        ended.update(user for user, client in clients.items() if client.ws.close_code is not None)
+        others = watcher.ws.close_code is None
+        return connections_of(second, server.port) == len(names) - len(ended) + others
+
+    async with await beat_all(clients.values()):
+        await server.kill9(first)
+        await wait_until(all_noticed, 5, what="the killed worker's clients to be thrown out")
+        assert 0 < len(ended) < len(names)
+        if watcher.ws.close_code is not None:
+            watcher = await connect(server, users("watcher"))
         await watcher.subscribe()
         snapshots = await watcher.watch(names)
         for user in ended:
@@ -434,13 +436,14 @@ async def test_a_worker_that_is_killed_is_started_again_and_the_others_go_on(
         await wait_until(lambda: len(workers_of(server)) == 2 and listening(server.port) == 2, ENDED, what="another")
         assert second in workers_of(server)
         assert re.search(rf"worker {first} has ended with -9; another is started", server.log)
+        kept = [user for user in names if user not in ended]
         assert {tuple(truth.changes(user)) for user in kept} == {((True, "connected"),)}
         assert {tuple(truth.changes(user)) for user in ended} == {((True, "connected"), (False, "expired"))}
         for user in kept:
             await clients[user].beat()
+            assert changes_told(watcher, user) == []
         (new,) = set(workers_of(server)) - {second}
-        # As many as it takes: the kernel decides who gets which.
-        for _ in range(40):
+        for _ in range(40):  # as many as it takes: the kernel decides who gets which
             await connect(server, users("new"))
             if connections_of(new, server.port):
                 break
@@ -477,16 +480,16 @@ async def test_a_kill_of_a_worker_and_of_the_store_together_is_no_change_for_the
 
 async def test_a_stop_ends_all_workers_as_planned(start_server: StartServer, connect: Connect, users):
     """WIRE §4, "planned server stop": on each of them."""
-    server = await start_workers(start_server, lease_seconds=60, drain_seconds=6)
+    server = await start_workers(start_server, lease_seconds=60, drain_seconds=30)
     names = [users("u") for _ in range(20)]
     clients = [await connect(server, user) for user in names]
     assert min(connections_of(pid, server.port) for pid in workers_of(server)) > 0
     assert await server.stop(ENDED) == 0
     for client in clients:
         assert await client.closed() == (1001, None)
-    assert not server.family()
+    await wait_until(lambda: not server.family(), ENDED, what=f"nobody to be left: {server.family()}")
     assert "another is started" not in server.log
     await server.start().ready()
     truth = Truth(server)
     assert all(len(truth.leases(user)) == 1 for user in names), "they might come back yet"
-    assert all(till <= truth.now() + 6_000 for user in names for till in truth.leases(user).values())
+    assert all(till <= truth.now() + 30_000 for user in names for till in truth.leases(user).values())

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,10 @@ READY = 15.0
 """The longest a start may take on a machine that does other things as well, s."""
 
 
-async def refused(**settings: object) -> tuple[int, str]:
+async def refused(**settings: Any) -> tuple[int, str]:
     """Start a server that cannot; return its exit code and the one line that it said."""
-    code, out, err = await run_presence("serve", **{"port": free_port(), "jwt_secret": SECRET} | settings)
+    given: Any = {"port": free_port(), "jwt_secret": SECRET} | settings
+    code, out, err = await run_presence("serve", **given)
     assert out == ""
     assert "Traceback" not in err, err
     (line,) = err.splitlines()
@@ -44,21 +46,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "value"),
     (
         ("PORT", "http"),
-        ("PORT", "65536"),
-        ("WORKERS", "0"),
         ("LEASE_SECONDS", "0.9"),
-        ("LEASE_SECONDS", "nan"),
-        ("LEASE_RENEWED_BY", "hope"),
-        ("AMNESTY_SECONDS", "-1"),
         ("WATCH_POLICY", "nobody"),
-        ("LOG_FORMAT", "xml"),
         ("JWT_SECRET", "short"),
         ("ALLOWED_ORIGINS", "example.com"),
-        ("REDIS_URL", "http://localhost"),
         ("REDIS_URL", "redis://localhost:99999/0"),
         ("REDIS_URL", "redis://[/0"),
         ("REDIS_URL", "redis://localhost?no_such_option=1"),
-        ("MAX_FRAME_BYTES", "1.5"),
     ),
 )
 async def test_a_bad_value_is_named_with_its_setting(data_dir, name, value):
@@ -74,9 +68,6 @@ async def test_a_bad_value_is_named_with_its_setting(data_dir, name, value):
         {"GRACE_SECONDS": 2, "LEASE_SECONDS": 2},
         {"JWKS": "keys.json", "JWT_SECRET": SECRET},
         {"REDIS_PARTITIONS": 2, "REDIS_URL": None},
-        {"PORT": 0, "WORKERS": 2},
-        {"MAX_IDS_BURST": 10, "MAX_IDS_PER_REQUEST": 11},
-        {"MAX_MESSAGE_BYTES": 100, "MAX_FRAME_BYTES": 101},
     ),
     ids=" ".join,
 )
@@ -93,8 +84,7 @@ async def test_a_variable_that_is_no_setting_is_named_with_the_one_that_may_be_m
     assert "PRESENCE_LEASE_SECONDS" in line
 
 
-@pytest.mark.parametrize("workers", (1, 2))
-@pytest.mark.parametrize("text", ("{", "[]", '{"friends": {"ann": "bob"}}', None))
+@pytest.mark.parametrize(("text", "workers"), (("{", 1), ('{"friends": {"ann": "bob"}}', 2), (None, 1)))
 async def test_a_directory_that_cannot_be_read_is_named(data_dir, text, workers):
     file = data_dir / "directory.json"
     if text is not None:
@@ -105,8 +95,7 @@ async def test_a_directory_that_cannot_be_read_is_named(data_dir, text, workers)
     assert str(file) in line
 
 
-@pytest.mark.parametrize("workers", (1, 2))
-@pytest.mark.parametrize("text", ("{", '{"no": "keys"}', None))
+@pytest.mark.parametrize(("text", "workers"), (("{", 1), ('{"no": "keys"}', 2), (None, 1)))
 async def test_a_jwks_that_cannot_be_read_is_named(data_dir, text, workers):
     file = data_dir / "keys.json"
     if text is not None:
@@ -117,17 +106,15 @@ async def test_a_jwks_that_cannot_be_read_is_named(data_dir, text, workers):
     assert str(file) in line
 
 
-@pytest.mark.parametrize("host", ("203.0.113.7", "no-such-host.invalid"))
-@pytest.mark.parametrize("workers", (1, 2))
+@pytest.mark.parametrize(("host", "workers"), (("203.0.113.7", 2), ("no-such-host.invalid", 1)))
 async def test_a_host_that_is_not_ours_is_named(data_dir, host, workers):
     code, line = await refused(data_dir=data_dir, host=host, workers=workers)
     assert code == 2
     assert f"PRESENCE_HOST={host}" in line
 
 
-@pytest.mark.parametrize("secret", (b"short", b"x" * 31))
-async def test_a_secret_in_the_data_folder_that_is_too_short_is_named(data_dir, secret):
-    (data_dir / "jwt-secret").write_bytes(secret)
+async def test_a_secret_in_the_data_folder_that_is_too_short_is_named(data_dir):
+    (data_dir / "jwt-secret").write_bytes(b"x" * 31)
     code, line = await refused(data_dir=data_dir, jwt_secret=None)
     assert code == 2
     assert "PRESENCE_JWT_SECRET" in line
@@ -186,7 +173,7 @@ async def test_a_port_in_use_is_named(data_dir, workers):
     assert f"PRESENCE_PORT={port}" in line
 
 
-@pytest.mark.parametrize(("first", "second"), ((1, 2), (2, 1), (2, 2)))
+@pytest.mark.parametrize(("first", "second"), ((1, 2), (2, 2)))
 async def test_the_port_of_another_presence_server_is_in_use(start_server: StartServer, data_dir, first, second):
     """Also where the workers of both would share it with SO_REUSEPORT."""
     server = await start_server(workers=first)

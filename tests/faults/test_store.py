@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -34,7 +35,12 @@ SLACK = 2.0
 """Room for a loaded machine, s."""
 SETTLED = AMNESTY + LEASE + SLACK + 3.0
 """By then after a fault everything is as it should be."""
-SETTINGS = {"lease_seconds": LEASE, "amnesty_seconds": AMNESTY, "store_timeout_seconds": 0.5, "drain_seconds": 1.5}
+SETTINGS: dict[str, Any] = {
+    "lease_seconds": LEASE,
+    "amnesty_seconds": AMNESTY,
+    "store_timeout_seconds": 0.5,
+    "drain_seconds": 1.5,
+}
 
 
 @dataclass
@@ -60,20 +66,21 @@ class Pair:
         for watcher in self.watchers:
             await watcher.watch(users)
 
-    async def away(self, seconds: float) -> None:
-        """Let the store be away for so long; nobody is told anything meanwhile, and nobody is thrown out."""
-        await asyncio.gather(*(watcher.expect_nothing(seconds) for watcher in self.watchers))
-
     async def all_told(self) -> None:
         """Return once the watchers have all that happened until now."""
         await nothing_more(self.marker, *self.watchers)
 
 
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """Of the pair; a test may have others."""
+    return SETTINGS
+
+
 @pytest_asyncio.fixture
-async def pair(start_server, valkey, connect: Connect, users) -> AsyncIterator[Pair]:
+async def pair(start_server, valkey, connect: Connect, users, settings) -> AsyncIterator[Pair]:
     store = await valkey()
-    # All of the settled state is made once, before the fault.
-    servers = await asyncio.gather(*(start_server(redis_url=store.url, **SETTINGS) for _ in range(2)))
+    servers = await asyncio.gather(*(start_server(redis_url=store.url, **settings) for _ in range(2)))
     watchers = [await connect(server, users("watcher")) for server in servers]
     for watcher in watchers:
         await watcher.subscribe()
@@ -112,16 +119,15 @@ def is_unknown(answer: Response) -> None:
     assert answer.json()["status"] == 503
 
 
-async def leave(client: StompClient) -> None:
-    await client.close()
-
-
-async def disconnect(client: StompClient) -> None:
-    await client.send_frame("DISCONNECT")
-
-
 async def sign_off(client: StompClient) -> None:
     await client.send_frame("SEND", {"destination": "/app/online-status"}, '{"online": false}')
+
+
+async def all_leave(left: StompClient, gone: StompClient, off: StompClient) -> None:
+    """Leave in three ways, without waiting for an effect."""
+    await left.close()
+    await gone.send_frame("DISCONNECT")
+    await sign_off(off)
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 async def test_whoever_kept_beating_stays_online_and_who_left_goes_offline_once(pair: Pair, connect, users, name):
-    """WIRE §4: "open connections stay; heartbeats count from when they came; ends are kept and done later; [...] new
-    CONNECTs get ERROR `store unavailable`, close 1013 | none, if it comes back and the client kept beating".
+    """WIRE §4: "store away | open connections stay; [...] ends are kept and done later".
+
+    "New CONNECTs get ERROR `store unavailable`, close 1013 | none, if it comes back and the client kept beating".
     """
     fault = FAULTS[name]
     a, b = pair.servers
@@ -155,6 +162,7 @@ async def test_whoever_kept_beating_stays_online_and_who_left_goes_offline_once(
     await (await connect(a, before)).disconnect()
     stay = [await connect(a, on_a), await connect(b, on_b), await connect(a, both), await connect(b, both)]
     leaving = {left: await connect(a, left), gone: await connect(b, gone), off: await connect(a, off)}
+    kept = (on_a, on_b, both)
     await pair.beats(*stay)
     await pair.watch(on_a, on_b, both, *leaving, mute, before, late, early)
     await pair.all_told()
@@ -163,19 +171,17 @@ async def test_whoever_kept_beating_stays_online_and_who_left_goes_offline_once(
     mute_client = await connect(b, mute)  # which is online for one lease
     for watcher in pair.watchers:
         await watcher.expect_event(mute, True)
-    versions = {user: pair.truth.versions(user)[-1] for user in (on_a, on_b, both, *leaving, mute, before)}
+    versions = {user: pair.truth.versions(user)[-1] for user in (*leaving, mute)}
 
     await fault.begin(pair.store)
-    began = time.time() * 1000
-    if fault.seconds > 2:
-        for user, how in ((left, leave), (gone, disconnect), (off, sign_off)):
-            await how(leaving[user])
+    began = time.monotonic()
+    if fault.seconds > LEASE:
+        await all_leave(*leaving.values())
         await refused(connect, a, early)
-    await pair.away(max(0.0, fault.seconds - (time.time() - began / 1000)))
+    await asyncio.sleep(max(0.0, fault.seconds - (time.monotonic() - began)))
     await fault.end(pair.store)
-    if fault.seconds <= 2:
-        for user, how in ((left, leave), (gone, disconnect), (off, sign_off)):
-            await how(leaving[user])
+    if fault.seconds <= LEASE:
+        await all_leave(*leaving.values())
 
     for watcher in pair.watchers:
         for user in (left, gone, off, mute):
@@ -189,25 +195,21 @@ async def test_whoever_kept_beating_stays_online_and_who_left_goes_offline_once(
     await settled(a, b)
     await pair.all_told()
 
-    expected: dict[str, list[bool]] = {
-        **dict.fromkeys((on_a, on_b, both), []),
-        **dict.fromkeys((left, gone, off), [False]),
-        **{mute: [True, False], before: [], late: [True], early: []},
-    }
+    expected = {
+        on_a: [], on_b: [], both: [], before: [], early: [],
+        left: [False], gone: [False], off: [False],
+        late: [True], mute: [True, False],
+    }  # fmt: skip
     await told_truly(pair.watchers, pair.truth, expected)
     for server in pair.servers:
-        answer = await server.post("/api/presence/batch", "anyone", json=list(expected))
-        online = {user: entry["isOnline"] for user, entry in answer.json().items()}
-        assert {user for user in online if online[user]} == {on_a, on_b, both, late}
+        answer = (await server.post("/api/presence/batch", "anyone", json=list(expected))).json()
+        assert {user for user in expected if answer[user]["isOnline"]} == {on_a, on_b, both, late}
     changes = {user: pair.truth.changes(user) for user in expected}
-    for user in (on_a, on_b, both):
-        assert [online for online, _ in changes[user]] == [True], "no false offline in the stream either"
-        assert not fault.empty or changes[user][0][1] in ("restored", "revived")
-        assert pair.truth.versions(user)[-1] >= versions[user]
+    reasons = ("restored", "revived") if fault.empty else ("connected",)
+    assert all(len(changes[user]) == 1 and changes[user][0] in [(True, one) for one in reasons] for user in kept)
     for user, reason in ((left, "disconnected"), (gone, "disconnected"), (off, "signed-off"), (mute, "expired")):
-        offline = [one for one in changes[user] if not one[0]]
-        assert len(offline) == 1, changes[user]
-        assert offline[0][1] in ({reason, "restored"} if fault.empty else {reason})
+        (offline,) = [one for one in changes[user] if not one[0]]
+        assert offline[1] in ({reason, "restored"} if fault.empty else {reason})
     assert [online for online, _ in changes[early]] in ([], [True, False]), "a CONNECT that was refused leaves nothing"
     for client in (*stay, mute_client, leaving[off]):
         await client.beat()  # its connection stayed
@@ -217,8 +219,9 @@ async def test_whoever_kept_beating_stays_online_and_who_left_goes_offline_once(
 
 
 async def test_the_servers_heart_beats_go_on_while_a_receipt_waits(start_server, valkey, connect: Connect, user):
-    """WIRE §4: "open connections stay", "receipts [...] wait"; §3: "the server [...] sends each beat as a message of its
-    own": also while the store is away, or the client would take its connection for lost.
+    """WIRE §4: "open connections stay", "receipts [...] wait"; §3: "the server [...] sends each beat".
+
+    Also while the store is away, or the client would take its connection for lost.
     """
     store = await valkey()
     server = await start_server(redis_url=store.url, beat_seconds=0.3, **SETTINGS)
@@ -264,12 +267,18 @@ async def test_receipts_and_snapshots_wait_and_come_in_the_order_of_the_frames(p
 
 
 async def test_heartbeats_count_from_when_they_came(start_server, valkey, connect: Connect, users):
-    """WIRE §4: "heartbeats count from when they came"; also where the store has lost all (DESIGN §3.6: "lease = L minus
-    the age of the last beat").
+    """WIRE §4: "heartbeats count from when they came".
+
+    Also where the store has lost all (DESIGN §3.6: "lease = L minus the age of the last beat").
     """
     store = await valkey()
     server = await start_server(redis_url=store.url, **SETTINGS | {"lease_seconds": 8})
     truth = Truth(server)
+
+    async def leases_of(user: str) -> dict[str, int]:
+        found: dict[str, int] = await wait_until(lambda: truth.leases(user), SETTLED)
+        return found
+
     for empty in (False, True):
         beaten, silent = users("beaten"), users("silent")
         client = await connect(server, beaten)
@@ -281,30 +290,29 @@ async def test_heartbeats_count_from_when_they_came(start_server, valkey, connec
         await client.expect_nothing(1.2)
         await store.start(empty=empty)
         await client.expect("RECEIPT", SETTLED)
-        (till,) = (await wait_until(lambda user=beaten: truth.leases(user), SETTLED)).values()
+        (till,) = (await leases_of(beaten)).values()
         assert at + 8_000 - 300 <= till <= at + 8_000 + 300, "not from when the store was back"
-        left = await wait_until(lambda user=silent: truth.leases(user), SETTLED)
+        left = await leases_of(silent)
         assert list(left) == list(connected)
-        assert abs(list(left.values())[0] - list(connected.values())[0]) < 100, "one that did not beat gains nothing"
+        assert abs(sum(left.values()) - sum(connected.values())) < 100, "one that did not beat gains nothing"
 
 
 async def test_ends_are_kept_and_done_later_with_the_time_at_which_they_came(pair: Pair, connect: Connect, users):
-    """WIRE §4: "ends are kept and done later"; §2: "`lastSeen` is the last activity: [...] never the moment a timeout was
-    noticed".
-    """
+    """WIRE §4: "ends are kept and done later"; §2: "`lastSeen` is the last activity"."""
     a, b = pair.servers
     closed, off = users("closed"), users("off")
     clients = [await connect(a, closed), await connect(b, off)]
     await pair.store.kill9()
-    await leave(clients[0])
+    await clients[0].close()
     await sign_off(clients[1])
     ended = time.time() * 1000
-    await pair.away(1.2)
+    await asyncio.sleep(1.2)
     await pair.store.start()
     await wait_until(lambda: not pair.truth.leases(closed) and not pair.truth.leases(off), SETTLED)
     await settled(a, b)
     for user in (closed, off):
         assert await last_seen(a, user) <= ended + 300
+    assert await last_seen(a, off) >= ended - 1000
     assert pair.truth.changes(closed)[-1] == (False, "disconnected")
     assert pair.truth.changes(off)[-1] == (False, "signed-off")
 
@@ -340,9 +348,7 @@ async def test_one_who_signed_off_and_on_while_it_was_away_is_online(pair: Pair,
 
 @pytest.mark.parametrize("how", ("killed", "frozen"))
 async def test_rest_does_not_know_while_it_is_away(pair: Pair, connect: Connect, users, how):
-    """WIRE §2: "When the presence store cannot be asked, [...] an answer that would be "offline" is a 503, never a false
-    "offline"".
-    """
+    """WIRE §2: "When the presence store cannot be asked, [...] an answer that would be "offline" is a 503"."""
     a, b = pair.servers
     ann, bob = users("ann"), users("bob")
     await pair.beats(await connect(a, ann))
@@ -370,29 +376,38 @@ async def test_rest_does_not_know_while_it_is_away(pair: Pair, connect: Connect,
     await wait_until(ready_again, SETTLED, what="readiness")
 
 
+async def known_at(server: ServerProcess, user: str) -> float:
+    """Ask of the user again and again; return when there was an answer at last, Unix epoch in ms."""
+    while True:
+        if (await server.get(f"/api/presence/check/{user}", user)).status == 200:
+            return time.time() * 1000
+        await asyncio.sleep(0.005)
+
+
 @pytest.mark.parametrize("empty", (False, True))
 async def test_rest_knows_who_is_online_and_not_who_is_offline_during_the_amnesty(
     start_server, valkey, connect: Connect, users, empty
 ):
-    """WIRE §2: "or has just come back and is still settling (DESIGN §3.6), an answer that would be "offline" is a 503"."""
+    """WIRE §2: "or has just come back and is still settling, [...] an answer that would be "offline" is a 503"."""
     store = await valkey()
     server = await start_server(redis_url=store.url, **SETTINGS | {"amnesty_seconds": 4})
     ann, bob = users("ann"), users("bob")
     ann_client = await connect(server, ann)
     async with ann_client.beating(0.3):
         await settled(server)
-        await store.restart(empty=empty)
+        await store.kill9()
+        first_known = asyncio.create_task(known_at(server, bob))
+        await store.start(empty=empty)
         await wait_until(lambda: server.log.count("the store has come back") == 1, 3, what="the amnesty")
         await wait_until(lambda: store.redis().sismember("presence:online", ann), 3, what="ann to be reported")
-        (till,) = store.redis().hmget("presence:amnesty", "till")  # type: ignore[misc]
+        (till,) = store.redis().hmget("presence:amnesty", "till")
         is_unknown(await server.get(f"/api/presence/check/{bob}", ann))
         is_unknown(await server.post("/api/presence/batch", ann, json=[ann, bob]))
         assert (await server.get(f"/api/presence/check/{ann}", bob)).json() == {"isOnline": True}
         entry = (await server.post("/api/presence/batch", bob, json=[ann])).json()[ann]
         assert entry["isOnline"] is True
         assert time.time() * 1000 < int(till), "the amnesty is on"
-        await settled(server)
-        assert time.time() * 1000 >= int(till)
+        assert await asyncio.wait_for(first_known, SETTLED) >= int(till), "from its first moment on"
         assert (await server.get(f"/api/presence/check/{bob}", ann)).json() == {"isOnline": False}
 
 
@@ -401,8 +416,9 @@ async def test_rest_knows_who_is_online_and_not_who_is_offline_during_the_amnest
 
 @pytest.mark.parametrize("empty", (False, True))
 async def test_who_was_on_an_instance_that_died_meanwhile_goes_offline_once(pair: Pair, connect: Connect, users, empty):
-    """DESIGN §3.6: "every instance hands over the users it has told its watchers are online; whoever is not in the set
-    gets an offline change with a fresh version (reason `restored`)"; with its data the leases end (`expired`).
+    """DESIGN §3.6: "whoever is not in the set gets an offline change with a fresh version (reason `restored`)".
+
+    With its data the leases end (`expired`).
     """
     a, b = pair.servers
     lost, twice, nobody = users("lost"), users("twice"), users("nobody")
@@ -432,9 +448,7 @@ async def test_who_was_on_an_instance_that_died_meanwhile_goes_offline_once(pair
 
 
 async def test_versions_go_on_rising_when_a_new_servers_clock_is_slower(pair: Pair, connect: Connect, users):
-    """DESIGN §3: "*floor* is the highest version the calling instance has seen (so that a new primary with a slower clock
-    or lost writes can never go back)".
-    """
+    """DESIGN §3: "*floor* [...] (so that a new primary with a slower clock or lost writes can never go back)"."""
     a, b = pair.servers
     stays, comes = users("stays"), users("comes")
     await pair.beats(await connect(b, stays))
@@ -468,12 +482,12 @@ async def test_a_second_outage_right_after_the_first_changes_nothing(pair: Pair,
     await pair.store.restart(empty=True)
     await wait_until(lambda: pair.truth.online(stays), SETTLED)
     await pair.store.kill9()
-    await leave(clients[1])
-    await pair.away(1.0)
+    await clients[1].close()
+    await asyncio.sleep(1.0)
     await pair.store.start(empty=True)
     await wait_until(lambda: pair.truth.online(stays), SETTLED)
     await pair.store.freeze()
-    await pair.away(LEASE + 0.5)
+    await asyncio.sleep(LEASE + 0.5)
     await pair.store.thaw()
     for watcher in pair.watchers:
         await watcher.expect_event(left, False, SETTLED)
@@ -498,7 +512,7 @@ async def test_a_session_that_ends_before_all_have_reported_is_not_taken_for_the
     await pair.store.start(empty=True)
     await wait_until(lambda: pair.truth.online(both) and pair.truth.online(left), SETTLED)
     await sign_off(on_a)
-    await leave(leaver)
+    await leaver.close()
     with contextlib.suppress(TimeoutError):
         await pair.watchers[0].expect_event(left, False, 0.7)  # told at once, or when it is certain
     await b.thaw()
@@ -545,7 +559,8 @@ async def test_a_server_whose_store_is_away_at_the_start_waits_for_it(start_serv
     async def answers() -> bool:
         assert server.running, server.log
         with contextlib.suppress(OSError):
-            return (await server.get("/health/live", timeout=1)).status == 200
+            await server.get("/health/live", timeout=1)
+            return True
         return False
 
     await wait_until(answers, 20, what="it to listen")
@@ -583,12 +598,11 @@ async def test_a_server_can_be_stopped_while_the_store_is_away(start_server, val
         await store.thaw()
 
 
+@pytest.mark.parametrize("settings", [SETTINGS | {"lease_seconds": 5}])
 async def test_sockets_that_close_while_they_connect_and_the_store_restarts_leave_nothing(
     pair: Pair, connect: Connect, users
 ):
-    """DESIGN §3.5: "A connect whose outcome is unknown (time-out, cancelled) is followed by an end until that is
-    answered": nobody stays online longer than the lease.
-    """
+    """DESIGN §3.5: "A connect whose outcome is unknown (time-out, cancelled) is followed by an end until [...]"."""
     stays = users("stays")
     await pair.beats(await connect(pair.servers[1], stays))
     await pair.watch(stays)
@@ -613,8 +627,8 @@ async def test_sockets_that_close_while_they_connect_and_the_store_restarts_leav
     await pair.store.thaw()
     await asyncio.gather(*tasks)
     await wait_until(
-        lambda: not pair.truth.redis.smembers("presence:online") & set(names),  # type: ignore[operator]
-        SETTLED,
+        lambda: not pair.truth.all_online() & set(names),
+        5 + SETTLED,
         what="all of them to be offline",
     )
     await settled(*pair.servers)

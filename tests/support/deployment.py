@@ -9,11 +9,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from presence.adapters.redis import RedisStore, tags
+from presence.adapters.redis import Keys, RedisStore, tags
 from presence.core.model import Change, Reason, Session
 from tests.support.store import ValkeyProcess
 
 _numbers = itertools.count()
+
+
+class SteadyStore(RedisStore):
+    """The adapter under test; a test that is slow for whatever reason is no loss of the store to it."""
+
+    deployment: Deployment
+
+    async def _ask(self, name: str, keys: Keys, *args: object) -> Any:
+        if self.deployment.steady:
+            self.deployment.redis.set(f"{keys.base}swept", self.deployment.now_ms(), xx=True)
+        return await super()._ask(name, keys, *args)
 
 
 class Deployment:
@@ -21,6 +32,9 @@ class Deployment:
 
     It is looked at, and time is made to pass in it, by commands of the tests' own: never by those of the adapter.
     """
+
+    steady = True
+    """What is asked finds that some instance has just swept, as in real life, if any has swept before at all."""
 
     def __init__(self, server: ValkeyProcess, partitions: int = 1) -> None:
         self.server = server
@@ -35,7 +49,8 @@ class Deployment:
     async def instance(self, *, swept: bool = True, **options: Any) -> RedisStore:
         """Start one more instance, without an amnesty unless it is asked for; ``swept``: it has swept everywhere."""
         options = {"partitions": self.partitions, "lease": 60.0, "amnesty": 0.0} | options
-        store = RedisStore(self.server.url, instance=f"instance-{next(_numbers)}", **options)
+        store = SteadyStore(self.server.url, instance=f"instance-{next(_numbers)}", **options)
+        store.deployment = self
         self.stores.append(store)
         self._running.append(asyncio.create_task(store.run()))
         if swept:
@@ -53,11 +68,13 @@ class Deployment:
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[None]:
         """The Valkey answers nothing meanwhile; what it is sent it does afterwards."""
+        steady, self.steady = self.steady, False
         await self.server.freeze()
         try:
             yield
         finally:
             await self.server.thaw()
+            self.steady = steady
 
     # Making time pass
 
@@ -72,17 +89,14 @@ class Deployment:
             if self.redis.exists(f"{base}swept"):
                 self.redis.decrby(f"{base}swept", ms)
 
-    def swept_just_now(self) -> None:
-        """Let the last sweep, if there was one, be just now: it is no loss of the store when a test is slow."""
-        for base in self.bases:
-            self.redis.set(f"{base}swept", self.now_ms(), xx=True)
-
     async def sweep(self, store: RedisStore) -> None:
-        """Have the instance sweep each partition, until nothing is due."""
-        self.pass_time(100)
-        for partition in range(self.partitions):
-            while (await store.sweep(partition)).more:
-                self.pass_time(100)
+        """Have the instance sweep each partition, until nothing is due; the last sweep was 100 ms ago."""
+        for partition, base in enumerate(self.bases):
+            more = True
+            while more:
+                if self.steady:
+                    self.redis.set(f"{base}swept", self.now_ms() - 100, xx=True)
+                more = (await store.sweep(partition)).more
 
     def move_deadline(self, session: Session, till_ms: int) -> None:
         """Let the session's lease end at ``till_ms``."""

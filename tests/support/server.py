@@ -51,7 +51,7 @@ class ServerProcess(Process):
         self._directory: dict[str, dict[str, list[str]]] = {"friends": {}, "conversations": {}}
         self.directory_file = self.root / "directory.json"
         self._write_directory()
-        self.settings: dict[str, object] = {
+        self.settings: dict[str, Any] = {
             "port": free_port(),
             "data_dir": self.root / "data",
             "jwt_secret": SECRET,

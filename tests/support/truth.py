@@ -30,6 +30,11 @@ class Truth:
         """The user is in the online set."""
         return bool(self.redis.sismember("presence:online", user))
 
+    def all_online(self) -> set[str]:
+        """Everybody in the online set."""
+        found: Any = self.redis.smembers("presence:online")
+        return set(found)
+
     def leases(self, user: str) -> dict[str, int]:
         """The user's sessions: id → end of the lease, Unix epoch in ms."""
         found: Any = self.redis.zrange(f"presence:user:{user}:sessions", 0, -1, withscores=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tests.support.stomp_client import StompClient
 from tests.support.truth import Truth
@@ -27,11 +27,12 @@ def changes_told(watcher: StompClient, user: str) -> list[bool]:
     return [event["online"] for event in events if "snapshot" not in event]
 
 
-async def told_truly(watchers: Collection[StompClient], truth: Truth, expected: dict[str, Sequence[bool]]) -> None:
+async def told_truly(watchers: Collection[StompClient], truth: Truth, expected: Mapping[str, Sequence[bool]]) -> None:
     """Assert that each watcher was told exactly these changes of these users, and the truth last."""
     for watcher in watchers:
         told = {user: changes_told(watcher, user) for user in expected}
-        assert told == {user: list(changes) for user, changes in expected.items()}
+        wrong = {user: told[user] for user, changes in expected.items() if told[user] != list(changes)}
+        assert not wrong, f"told: {wrong}; in the stream: { {user: truth.changes(user) for user in wrong} }"
         for user in expected:
             last = watcher.events(user)[-1]["online"]
             true = await asyncio.to_thread(truth.online, user)

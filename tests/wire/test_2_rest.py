@@ -719,7 +719,7 @@ async def test_while_the_store_is_away_the_answer_is_unknown(start_server, valke
     "503 with `Retry-After`"; DESIGN §7: "A failed dependency is reported as unknown (503)".
     """
     store = await valkey()
-    server = await start_server(redis_url=store.url, store_timeout_seconds=0.5)
+    server = await start_server(redis_url=store.url, store_timeout_seconds=0.5, amnesty_seconds=1)
     online, offline, conversation = users("online"), users("offline"), users("conversation")
     await server.know(friends={online: [offline]}, conversations={conversation: [online, offline]})
     client = await connect(server, online)
@@ -728,7 +728,7 @@ async def test_while_the_store_is_away_the_answer_is_unknown(start_server, valke
         return bool((await server.get(f"/api/presence/check/{offline}", online)).status == 200)
 
     async with client.beating():
-        await wait_until(known, 10)
+        await wait_until(known, 15)
         await store.freeze()
         for method, path, body in (
             ("GET", "friends", None),
@@ -742,7 +742,7 @@ async def test_while_the_store_is_away_the_answer_is_unknown(start_server, valke
             assert str(store.port) not in assert_problem(answer, 503)["detail"]
             assert int(answer.headers["Retry-After"]) >= 1
         await store.thaw()
-        await wait_until(known, 10)
+        await wait_until(known, 15)
         assert await server.is_online(online)
     assert not await server.is_online(offline)
 
@@ -759,16 +759,15 @@ async def test_while_the_store_settles_nobody_is_called_offline(start_server, va
     # The store was somebody's before: at the start, too, it settles first.
     assert_problem(await server.get(f"/api/presence/check/{offline}", online, headers={"Origin": ORIGIN}), 503)
     client = await connect(server, online)
-    await (await connect(server, offline)).disconnect()
 
     async def known() -> bool:
         return bool((await server.get(f"/api/presence/check/{offline}", online)).status == 200)
 
     async with client.beating():
-        await wait_until(known, 10)
-    before = await ask(server, online, offline)
-    await in_history(server, offline)
-    async with client.beating():
+        await wait_until(known, 15)
+        await (await connect(server, offline)).disconnect()
+        await in_history(server, offline)
+        before = await ask(server, online, offline)
         await store.restart(empty=True)
         # Nobody is in the store: whoever asks it now would be told that all are offline.
         assert_problem(await server.get(f"/api/presence/check/{offline}", online, headers={"Origin": ORIGIN}), 503)
@@ -783,7 +782,7 @@ async def test_while_the_store_settles_nobody_is_called_offline(start_server, va
             assert both.status == 200 or (offline, False) not in said
             return (offline, False) in said
 
-        await wait_until(settled, 15, what="the store to be settled")
+        await wait_until(settled, 20, what="the store to be settled")
     assert (online, False) not in said
     assert (online, True) in said
     # What the store has lost the history knows.
@@ -840,9 +839,10 @@ async def test_hidden_is_exactly_like_never_seen(start_server, connect, users):
     """
     server = await start_server(watch_policy="contacts", lease_seconds=60)
     viewer, other, hidden, left, never = map(users, ("viewer1", "viewer2", "hidden", "leaver", "nobody"))
+    fresh = users("fresh")  # who may be seen, and never was
     conversation = users("conversation")
     # That the viewer lists them does not make them visible; and neither does somebody else's conversation.
-    friends = {viewer: [hidden], other: [never]}
+    friends = {viewer: [hidden], other: [never], fresh: [viewer]}
     await server.know(friends=friends, conversations={conversation: [hidden, left]})
     await connect(server, hidden)
     await (await connect(server, left)).disconnect()
@@ -859,7 +859,7 @@ async def test_hidden_is_exactly_like_never_seen(start_server, connect, users):
         for state in ("well", "degraded"):
             if state == "degraded":
                 db.execute("ALTER TABLE user_presence RENAME TO away")
-            for user in (hidden, left, never):
+            for user in (hidden, left, never, fresh):
                 size = f"<{len(user)}>".encode()
                 check = await seen("GET", f"check/{user}", viewer, user)
                 batch = await seen("POST", "batch", viewer, user, json.dumps([user]).encode())

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import sys
 from os import kill
 from typing import Any
 
@@ -17,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
 from tests.support.rest import Response, raw
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, environment
 from tests.support.waiting import wait_until
 
 PATHS = ("/ws", "/ws/websocket", "/ws/000/abcdefgh/websocket")
@@ -262,6 +263,20 @@ async def test_more_connections_than_configured_are_503_before_the_upgrade(start
         return True
 
     await wait_until(has_room)
+
+
+async def test_the_open_file_limit_decides_when_nothing_is_configured(connect, users):
+    """WIRE §3: "(default: open-file limit − 512)"."""
+    server = ServerProcess()
+    try:
+        program = f"ulimit -n 514 && exec {sys.executable} -m presence serve"
+        await server.spawn(["sh", "-c", program], environment(server.settings)).ready()
+        for _ in range(2):
+            await connect(server, users("user"))
+        assert (await refused(server)).status == 503
+        await server.finish()
+    finally:
+        server.close()
 
 
 # Broken handshakes.
