@@ -126,8 +126,8 @@ class PresenceStore(Protocol):
     async def watch(self, session: Session, users: Collection[str]) -> None:
         """Record that the session watches ``users``, for whoever looks at the watchers of a user."""
 
-    async def unwatch(self, session: Session, users: Collection[str]) -> None:
-        """Record that the session watches ``users`` no more."""
+    async def unwatch(self, session: Session, users: Collection[str] | None = None) -> None:
+        """Record that the session watches ``users`` no more; None: nobody."""
 
     async def renew_watches(self, sessions: Iterable[Session]) -> None:
         """Keep what these sessions watch from lapsing; record it again where it was lost."""

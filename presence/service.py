@@ -266,11 +266,10 @@ class PresenceService:
         except StoreUnavailable as error:
             log.info("watches of %s are recorded later: %s", watcher.session.user, error)
 
-    async def unwatch(self, watcher: Watcher, users: Collection[str]) -> None:
-        """Record that the session watches ``users`` no more."""
+    async def unwatch(self, watcher: Watcher, users: Collection[str] | None = None) -> None:
+        """Record that the session watches ``users`` no more; None: nobody."""
         try:
-            if users:
-                await self.store.unwatch(watcher.session, users)
+            await self.store.unwatch(watcher.session, users)
         except StoreUnavailable as error:
             log.info("watches of %s are removed by the cleanup: %s", watcher.session.user, error)
 

@@ -28,7 +28,7 @@ def walk() -> list[str]:
 @pytest.mark.timeout(180)
 @pytest.mark.skipif(shutil.which("npm") is None, reason="no Node with npm, so the walk's JavaScript client cannot run")
 async def test_the_walk_works_as_printed(start_server: StartServer, tmp_path: Path) -> None:
-    """Issue, "It must show" 1: "README's walk works as printed". Only the address and the place of the command differ."""
+    """README, "A walk through everything it does": only the address and the place of the command differ."""
     server = await start_server(jwt_secret=None, directory=None, lease_seconds=None)
     script = "set -eu\n" + "\n".join(walk()) + "\nkill %1\n"
     script = script.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")

@@ -131,6 +131,15 @@ async def test_one_instance_relays_and_another_takes_over_when_its_lease_has_lap
     assert first.changes == deployment.changes()[-2:]
 
 
+async def test_the_holder_keeps_its_lease(deployment, monkeypatch):
+    monkeypatch.setattr(module, "LEASE", 2.0)
+    store = await deployment.instance()
+    holder = "presence:holder:relay.sink.0"
+    async with relaying(store, Sink()):
+        await wait_until(lambda: 0 < deployment.redis.pttl(holder) < 1_400)
+        await wait_until(lambda: deployment.redis.pttl(holder) > 1_600)
+
+
 async def test_overtaken_by_the_trim_it_brings_the_newest_state_and_goes_on(deployment):
     """DESIGN §4: "above a cap (setting) the newest state per user is published instead of the backlog"."""
     store = await deployment.instance()

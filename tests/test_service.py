@@ -618,6 +618,20 @@ async def test_settling_tells_watchers_of_those_who_did_not_come_back(rig):
     assert len(rig.deployment.changes("gone")) == 1
 
 
+async def test_settling_tells_watchers_of_changes_that_were_lost_with_the_store(rig):
+    service = rig.service()
+    watcher = watch(rig, "viewer", "alice")
+    await rig.swept()
+    await service.snapshot(watcher, ["alice"])
+    await rig.online(service, "alice")  # and nobody has read it when the store is lost
+    rig.deployment.redis.flushall()
+    for partition in range(rig.deployment.partitions):
+        service.restore(partition)
+    await wait_until(rig.deployment.online)
+    await settle(rig, service)
+    assert [status.online for status in watcher.flips()] == [True]
+
+
 async def test_settling_sets_right_what_the_history_says(rig):
     """DESIGN §3.6: "after a loss of the store the cleanup also settles rows that the history still says are online"."""
     service = rig.service()

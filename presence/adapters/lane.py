@@ -116,6 +116,8 @@ class Lane:
                     pass
             self._urgent.clear()
             batch = [queue[0] for _, queue in zip(range(self._batch), self._waiting.values(), strict=False)]
+            for command in batch:
+                command.tried = True  # from now on, also while other kinds go first: what follows it may not replace it
             up = True
             for kind in Kind:
                 commands = [command for command in batch if command.kind is kind]
@@ -134,8 +136,6 @@ class Lane:
                 pause = 0.0
 
     async def _run(self, kind: Kind, commands: Sequence[Command]) -> bool:
-        for command in commands:
-            command.tried = True
         try:
             answers = await self._call(kind, commands)
         except StoreUnavailable:

@@ -273,7 +273,8 @@ class RedisStore:
             for i, user in enumerate(members):
                 online, version, active = values[3 * i : 3 * i + 3]
                 statuses[user] = Status(user, online == 1, int(version), int(active) if active else None)
-            if not settled or self._run_id != self._swept.get(keys.online):  # the second: no sweep has met this server yet
+            # Nor is it certain as long as no sweep of ours has met this server.
+            if not settled or self._run_id != self._swept.get(keys.online):
                 unsettled.update(members)
         return Reading(statuses, frozenset(unsettled))
 
@@ -333,12 +334,14 @@ class RedisStore:
             await pipe.execute()
         await self._each_watched("sadd", session.user, users)
 
-    async def unwatch(self, session: Session, users: Collection[str]) -> None:
-        if not users:
-            return
-        mine = self._of(session.user)
+    async def unwatch(self, session: Session, users: Collection[str] | None = None) -> None:
+        recorded = self._of(session.user).user(session.user, f"watching:{session.id}")
         async with self._asking():
-            await self._redis.srem(mine.user(session.user, f"watching:{session.id}"), *users)
+            if users is None:
+                users = await self._redis.smembers(recorded)
+            if not users:
+                return
+            await self._redis.srem(recorded, *users)
         await self._each_watched("srem", session.user, users)
         # Another session may watch them, also since just now: then put them back.
         again = (await self._watched_by(session.user)).intersection(users)

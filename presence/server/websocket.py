@@ -168,6 +168,7 @@ class Client:
         )
         self._session: Session | None = None  # None before CONNECTED
         self._watcher: Watcher | None = None
+        self._recording: asyncio.Task[None] | None = None  # of what was watched last
         self._effect: Future[None] | None = None  # of the last frame that had one on the session
         self._subscribes: TokenBucket | None = None
         self._new: set[stomp.Subscription] = set()  # those whose snapshot is still to come
@@ -348,7 +349,9 @@ class Client:
 
     async def _watched(self, users: list[str]) -> list[bytes]:
         _, watcher = self._connected
-        await self._endpoint.service.watch(watcher, users)
+        # Not cut short when the client leaves: what has been sent to the store cannot be taken back, only undone after.
+        self._recording = asyncio.create_task(self._endpoint.service.watch(watcher, users))
+        await asyncio.shield(self._recording)
         return await self._snapshot(users)
 
     async def _unwatch(self, event: stomp.Send) -> None:
@@ -620,9 +623,13 @@ class Client:
         if self._writer is not None:
             self._writer.cancel()
         if self._watcher is not None:
-            users = list(self._watcher.session.watched)
-            self._endpoint.service.fanout.unwatch(self._watcher, users)
-            self._endpoint.spawn(self._endpoint.service.unwatch(self._watcher, users))
+            self._endpoint.service.fanout.unwatch(self._watcher, list(self._watcher.session.watched))
+            self._endpoint.spawn(self._watches_nobody(self._watcher))
+
+    async def _watches_nobody(self, watcher: Watcher) -> None:
+        if self._recording is not None:
+            await self._recording
+            await self._endpoint.service.unwatch(watcher)
 
 
 async def _after(effect: Future[None], receipt: bytes) -> bytes:

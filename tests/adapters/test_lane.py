@@ -119,13 +119,13 @@ async def test_commands_of_many_sessions_go_in_one_call():
 async def test_a_heartbeat_nobody_waits_for_waits_for_company():
     script = Script()
     script.live = {"a", "b"}
-    async with running(script, linger=0.2) as lane:
+    async with running(script, linger=0.5) as lane:
+        await soon(lane.add(connect(a_session("c"))))  # for which nobody else waits any more
         first = lane.add(command(Kind.REFRESH, a_session("a"), urgent=False))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert script.calls == []
+        await asyncio.sleep(0.01)
+        assert script.kinds("a") == []
         await soon(first, lane.add(command(Kind.REFRESH, a_session("b"), urgent=False)))
-    assert script.calls == [(Kind.REFRESH, ["a", "b"])]
+    assert script.calls == [(Kind.CONNECT, ["c"]), (Kind.REFRESH, ["a", "b"])]
 
 
 async def test_a_command_somebody_waits_for_takes_all_along_at_once():
@@ -182,6 +182,21 @@ async def test_an_end_takes_the_session_out_of_the_pending_batch():
     assert end.active_at == 7.0
 
 
+@pytest.mark.parametrize("kind", [Kind.REFRESH, Kind.SHORTEN, Kind.END])
+async def test_an_end_that_comes_while_its_batch_is_under_way_is_sent_behind_it(kind):
+    """DESIGN §3.5: an end is never lost, also when the batch has taken the session and is busy with those who come."""
+    script, session = Script(), a_session()
+    script.live = {"s"}
+    async with running(script, linger=60) as lane:
+        first = lane.add(command(kind, session, urgent=False))
+        async with under_way(script, lane, connect(a_session("new"))):
+            session.closed = True
+            end = lane.add(command(Kind.END, session))
+        await soon(first, end)
+    assert script.calls == [(Kind.CONNECT, ["new"]), (kind, ["s"]), (Kind.END, ["s"])]
+    assert script.live == {"new"}
+
+
 async def test_many_heartbeats_of_one_session_are_one():
     script, session = Script(), a_session()
     async with running(script) as lane, under_way(script, lane, connect(session)):
@@ -198,6 +213,19 @@ async def test_a_heartbeat_that_is_no_activity_keeps_the_activity_it_supersedes(
     lane.add(renewal)
     assert renewal.active_at == 5.0
     assert renewal.urgent
+
+
+async def test_what_is_in_the_batch_is_not_replaced_while_others_go_first():
+    script, session = Script(), a_session("s")
+    script.live = {"s"}
+    async with running(script) as lane:
+        beat = lane.add(command(Kind.REFRESH, session))
+        async with under_way(script, lane, connect(a_session("other"))):
+            assert script.calls == [(Kind.CONNECT, ["other"])]
+            end = lane.add(command(Kind.END, session))
+        await soon(beat, end)
+    assert script.kinds("s") == [Kind.REFRESH, Kind.END]
+    assert script.live == {"other"}
 
 
 async def test_a_heartbeat_does_not_supersede_an_end():

@@ -390,7 +390,7 @@ async def test_rest_knows_who_is_online_and_not_who_is_offline_during_the_amnest
 ):
     """WIRE §2: "or has just come back and is still settling, [...] an answer that would be "offline" is a 503"."""
     store = await valkey()
-    server = await start_server(redis_url=store.url, **SETTINGS | {"amnesty_seconds": 4})
+    server = await start_server(redis_url=store.url, **SETTINGS | {"lease_seconds": 6, "amnesty_seconds": 4})
     ann, bob = users("ann"), users("bob")
     ann_client = await connect(server, ann)
     async with ann_client.beating(0.3):
@@ -521,6 +521,22 @@ async def test_a_session_that_ends_before_all_have_reported_is_not_taken_for_the
     await told_truly(pair.watchers, pair.truth, {both: [], left: [False]})
 
 
+async def test_a_sign_off_during_the_amnesty_is_undone_by_a_sign_on(pair: Pair, connect: Connect, users):
+    """WIRE §4: ""online": true [...] also revives after `false`"; what ends the session later has its own reason."""
+    a, b = pair.servers
+    ann = users("ann")
+    client = await connect(a, ann)
+    await pair.watch(ann)
+    await pair.store.restart()
+    await wait_until(lambda: "the store has come back" in a.log, SETTLED, what="the amnesty")
+    await client.set_online(False)
+    await client.set_online(True)
+    await settled(a, b)
+    for watcher in pair.watchers:
+        await watcher.expect_event(ann, False, LEASE + SLACK)
+    assert pair.truth.changes(ann) == [(True, "connected"), (False, "expired")]
+
+
 async def test_who_begins_to_watch_during_the_amnesty_is_told_the_truth(pair: Pair, connect: Connect, users):
     """WIRE §4: "snapshots wait"; a snapshot is never a false "offline"."""
     a, b = pair.servers
@@ -598,6 +614,23 @@ async def test_a_server_can_be_stopped_while_the_store_is_away(start_server, val
         await store.thaw()
 
 
+async def test_a_connect_that_was_refused_is_undone_when_it_takes_effect_later(
+    start_server, valkey, connect: Connect, user
+):
+    """DESIGN §3.5: "A connect whose outcome is unknown (time-out, cancelled) is followed by an end until [...]"."""
+    store = await valkey()
+    server = await start_server(redis_url=store.url, **SETTINGS | {"lease_seconds": 60})
+    await (await connect(server, "anyone")).disconnect()  # now the store knows the script
+    await settled(server)
+    await store.freeze()
+    await refused(connect, server, user)
+    await store.thaw()
+    truth = Truth(server)
+    await settled(server)
+    await wait_until(lambda: not truth.leases(user), SETTLED, what="the session to end, long before its lease")
+    assert truth.changes(user) == [(True, "connected"), (False, "disconnected")], "what was sent took effect"
+
+
 @pytest.mark.parametrize("settings", [SETTINGS | {"lease_seconds": 5}])
 async def test_sockets_that_close_while_they_connect_and_the_store_restarts_leave_nothing(
     pair: Pair, connect: Connect, users
@@ -632,11 +665,15 @@ async def test_sockets_that_close_while_they_connect_and_the_store_restarts_leav
         what="all of them to be offline",
     )
     await settled(*pair.servers)
-    assert not any(pair.truth.leases(user) for user in names)
+    # Read at one go: clients that beat are not to be kept waiting.
+    assert not {name for name in pair.truth.redis.scan_iter(count=5000) if name.endswith(":sessions")} & {
+        f"presence:user:{user}:sessions" for user in names
+    }
+    stream = list(pair.truth.stream())
     for user in names:
-        changes = pair.truth.changes(user)
-        assert all(before[0] is not after[0] for before, after in itertools.pairwise(changes))
-        assert not changes or changes[0][0] or changes[0][1] == "restored", "of the emptied store the history knew"
+        changes = [(one["online"], one["reason"]) for _, one in stream if one["user"] == user]
+        assert all(before[0] != after[0] for before, after in itertools.pairwise(changes))
+        assert not changes or changes[0] in (("1", "connected"), ("0", "restored")), "the history knew of those before"
     await pair.all_told()
     await told_truly(pair.watchers, pair.truth, {stays: []})
 

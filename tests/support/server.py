@@ -203,7 +203,7 @@ class ServerProcess(Process):
             versions.note("Redis", str(info["redis_version"]))
 
 
-async def run_presence(*arguments: str, timeout: float = 20.0, **settings: object) -> tuple[int, str, str]:
+async def run_presence(*arguments: str, timeout: float = 50.0, **settings: object) -> tuple[int, str, str]:
     """Run `python -m presence ARGUMENTS` to its end; return its exit code, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "presence", *arguments,

@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from websockets.asyncio.client import ClientConnection
@@ -42,9 +43,9 @@ class Frame:
     body: str = ""
     at: float = field(default=0.0, compare=False)
 
-    @property
+    @cached_property
     def json(self) -> Any:
-        """The body, which must be JSON."""
+        """The body, which must be JSON; read once, as those who wait look at every frame again and again."""
         return json.loads(self.body)
 
 
@@ -441,7 +442,9 @@ class StompClient:
             assert self._broken is None, self._broken
             assert not self._reader.done(), f"closed with {self.ws.close_code} instead of {what}"
             try:
-                await asyncio.wait_for(self._news.wait(), deadline - time.monotonic())
+                # Not `wait_for`: before Python 3.12 it may swallow a cancellation.
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self._news.wait()
             except TimeoutError:
                 kept = ", ".join(map(str, self._pending)) or "nothing"
                 raise TimeoutError(f"no {what} within {timeout} s; came: {kept}") from None

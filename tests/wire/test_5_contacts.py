@@ -127,7 +127,7 @@ async def test_a_hidden_user_is_answered_exactly_like_one_never_seen(contacts_se
     redis = Truth(contacts_server).redis
 
     async def answers(name: str) -> tuple[str, list[str]]:
-        """All that is answered, and all that the store is asked about the user meanwhile."""
+        """All that is answered, and what the store is asked about the user meanwhile."""
         with redis.monitor() as monitor:
             snapshot = (await x.watch([name]))[name]
             batch = await contacts_server.post("/api/presence/batch", me, json=[name])
@@ -139,7 +139,7 @@ async def test_a_hidden_user_is_answered_exactly_like_one_never_seen(contacts_se
         text = json.dumps([snapshot, batch.body.decode(), check.body.decode(), headers])
         # The one number that differs is the highest version that the server has seen.
         asked = [re.sub(r"\b\d{16}\b", "", one).replace(name, "NAME") for one in commands if name in one]
-        return text.replace(name, "NAME"), asked
+        return text.replace(name, "NAME"), list(dict.fromkeys(asked))  # on a busy machine one may be asked twice
 
     as_never = await answers(never)
     assert len(as_never[1]) > 3

@@ -278,10 +278,11 @@ async def test_instances_keep_nothing_that_another_would_miss(start_server, valk
 @asynccontextmanager
 async def service_beside(server: ServerProcess) -> AsyncIterator[PresenceService]:
     """The guide's `presenceService`, on the stores of a running server."""
-    store = RedisStore(f"unix://{server.data_dir}/valkey.sock", instance="health-check", lease=LEASE)
+    store = RedisStore(f"unix://{server.data_dir}/valkey.sock", instance="health-check", lease=30)
+    await store.sweep(0)  # before an instance has swept, it knows nothing for certain
     history = await SqliteHistory.open(server.data_dir / "history.db")
     try:
-        yield PresenceService(store, history, FileDirectory(server.directory_file), Fanout(), Rules(lease=LEASE))
+        yield PresenceService(store, history, FileDirectory(server.directory_file), Fanout(), Rules())
     finally:
         await store.close()
         await history.close()
