@@ -298,8 +298,7 @@ class PresenceService:
     async def settle(self, partition: int) -> None:
         """After the amnesty: whoever somebody was told is online, and is not, goes offline."""
         told = [s for s in self.fanout.told_online() if self.store.partition_of(s.user) == partition]
-        for status in await self.store.settle(told):
-            self.fanout.deliver(status)
+        await self.store.settle(told)
         await self.resync(partition)
         await self.store.renew_watches(self.open_sessions())
         count = await self._settle_history(partition)

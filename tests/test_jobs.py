@@ -110,9 +110,16 @@ async def test_many_that_lapse_together_end_without_a_pause(deployment, make_ser
         pipe.zadd("presence:deadlines", {f"u{number}:s": number + 1})
     pipe.execute()
     deployment.pass_time(100)
-    monkeypatch.setattr(jobs, "SWEEP_EVERY", 3600.0)
+    left_at_a_pause: list[int] = []
+
+    async def pause(seconds: float) -> None:
+        left_at_a_pause.append(len(deployment.online()))
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(service.store, "overdue", pause)
     async with running(jobs.sweep(service, 0)):
-        await wait_until(lambda: not deployment.online(), 10)
+        await wait_until(lambda: left_at_a_pause, 10)
+    assert left_at_a_pause[0] == 0
     order = [int(change.user[1:]) for change in deployment.changes()]
     assert order == sorted(order)
 

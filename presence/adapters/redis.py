@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from presence.adapters.lane import Command, Kind, Lane
 from presence.core.model import Change, Reason, Session, Status
@@ -141,6 +142,8 @@ class RedisStore:
                 decode_responses=True,
                 retry=Retry(NoBackoff(), 0),  # we know better what may be sent twice
                 redis_connect_func=self._connected,
+                # With them, the pool hands out connections that the server has closed meanwhile.
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),
             )
         )
 

@@ -508,6 +508,8 @@ class Client:
         finally:
             self._waiting = False
             self._writer = None
+            if self._out:
+                self._wake()
 
     async def _transmit(self, data: bytes) -> None:
         text = data.decode()

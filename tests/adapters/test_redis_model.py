@@ -251,6 +251,14 @@ class PresenceMachine(RuleBasedStateMachine):
 
     # What time does
 
+    @rule(index=indexes)
+    def most_of_the_lease_passes(self, index: int) -> None:
+        one = self.choose(index, lambda one: one.stored and not one.overdue)
+        if one:
+            till = self.deployment.now_ms() + GRACE_MS // 2
+            self.deployment.move_deadline(one.session, till)
+            one.till = (till, till)
+
     @rule(index=indexes, siblings=st.booleans())
     def lapse(self, index: int, siblings: bool) -> None:
         one = self.choose(index, lambda one: one.stored)

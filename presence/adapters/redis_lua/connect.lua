@@ -7,18 +7,17 @@ local out = {}
 for i = 2, #ARGV, 8 do
   local user, session, device, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 5]
   local lease, limit, idle_connections = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
-  local sessions, lost = key(user, 'sessions'), key(user, 'lost')
+  local sessions = key(user, 'sessions')
   if
     limit > 0
     and not redis.call('ZSCORE', sessions, session)
-    and redis.call('ZCARD', sessions) - redis.call('HLEN', lost) + idle_connections >= limit
+    and redis.call('ZCARD', sessions) - redis.call('HLEN', key(user, 'lost')) + idle_connections >= limit
   then
     out[#out + 1] = -1
   elseif lease <= 0 then
     out[#out + 1] = 0
   else
     set_lease(user, session, device, now + lease)
-    redis.call('HDEL', lost, session)
     touch(user, tonumber(ARGV[i + 4]))
     out[#out + 1] = redis.call('SISMEMBER', ONLINE, user) == 1 and 0 or change(user, '1', device, reason)
   end

@@ -33,8 +33,7 @@ local due = redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', '(' .. int(now), 'LIM
 for _, member in ipairs(due) do
   local user, session = string.match(member, '^(.-):(.*)$')
   local reason = redis.call('HGET', key(user, 'lost'), session) or 'expired'
-  redis.call('EXISTS', session_key(user, session)) -- so that Redis publishes the guide's `expired` event now
-  local device = drop(user, session)
+  local device = drop(user, session) -- looks at the session's key, so that Redis publishes the guide's `expired` event now
   redis.call('ZREM', DEADLINES, member)
   if device then version = math.max(version, offline_if_last(user, device, reason)) end
 end
