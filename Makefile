@@ -1,4 +1,5 @@
-# Needs Python ≥ 3.11 with venv and pip, make, and for the JavaScript clients Node ≥ 18 with npm. All else is set up here.
+# Needs Python ≥ 3.11 with venv and pip, make, and for the JavaScript clients Node ≥ 18 with npm, for Spring's a JDK ≥ 17
+# with Maven, for pages Chromium. All else is set up here.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run test check bench lock clean
@@ -10,6 +11,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 NODE := $(shell node -e 'console.log(parseInt(process.versions.node) >= 18 ? "node" : "")' 2>/dev/null)
 NPM := $(if $(NODE),$(shell command -v npm 2>/dev/null))
+JDK := $(shell javac -version 2>&1 | sed -n 's/^javac \([0-9]*\).*/\1/p')
+MVN := $(if $(filter-out 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16,$(JDK)),$(shell command -v mvn 2>/dev/null))
+CLIENTS := $(if $(NPM),tests/clients/node_modules/installed) $(if $(MVN),tests/clients/java/target/installed)
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -17,7 +21,7 @@ help:  ## List the targets
 run: .venv/run  ## Start a complete presence server on http://127.0.0.1:8080
 	$(BIN)/presence serve
 
-test: check $(if $(NPM),tests/clients/node_modules/installed)  ## Check the code, then run all tests
+test: check $(CLIENTS)  ## Check the code, then run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 check: .venv/dev  ## Check style, types and the direction of imports
@@ -37,7 +41,7 @@ COMPILE = CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --no-con
 	--generate-hashes --allow-unsafe --strip-extras --no-emit-options --resolver=backtracking
 
 clean:  ## Remove all that was made here
-	rm -rf .venv tests/clients/node_modules build dist *.egg-info .benchmarks .hypothesis .*_cache
+	rm -rf .venv tests/clients/node_modules tests/clients/java/target build dist *.egg-info .benchmarks .hypothesis .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: an environment is made once, and again when what it is made from has changed. The development environment
@@ -59,3 +63,8 @@ clean:  ## Remove all that was made here
 tests/clients/node_modules/installed: tests/clients/package-lock.json
 	cd tests/clients && npm ci --no-audit --no-fund --silent
 	@touch $@
+
+# Without a network and with nothing in Maven's cache its tests are skipped, and the summary says so.
+tests/clients/java/target/installed: tests/clients/java/pom.xml tests/clients/java/Driver.java
+	-cd tests/clients/java && mvn -q -B dependency:copy-dependencies && \
+		javac -d target/classes -cp 'target/lib/*' Driver.java && touch target/installed

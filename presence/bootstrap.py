@@ -77,6 +77,8 @@ def serve(settings: Settings) -> None:
         try:
             asyncio.run(_main(settings, sock, store))
         finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # it stops already, and the store is to save its data
             if store:
                 store.stop()
 
@@ -153,7 +155,7 @@ async def _keep(store: EmbeddedStore) -> None:
         log.error("the embedded store has died; it is started again")
         try:
             store.start()
-        except EmbeddedError as error:
+        except (EmbeddedError, OSError) as error:
             log.error("%s", error)
         await asyncio.sleep(RESTART_SECONDS)
 
@@ -215,7 +217,7 @@ async def _service(settings: Settings, url: str, name: str) -> AsyncIterator[Pre
         lease=settings.lease_seconds,
         amnesty=settings.amnesty_seconds,
         amnesty_at_start=None if settings.redis_url else 0.0,
-        watch_ttl=2 * settings.cleanup_seconds,
+        watch_ttl=max(1.0, 2 * settings.cleanup_seconds),
         timeout=settings.store_timeout_seconds,
     )
     rules = Rules(
@@ -318,7 +320,7 @@ def _limits(settings: Settings) -> EndpointLimits:
         connections=settings.max_connections or max(1, files - SPARE_FILES),
         ids=settings.max_ids_per_request,
         watches=settings.max_watches,
-        subscribes_per_second=settings.subscribe_per_second,
+        subscribes_per_second=settings.max_subscribes_per_second,
         send_seconds=settings.send_seconds,
         beat_seconds=settings.beat_seconds,
         silence_seconds=settings.silence_seconds,
@@ -353,8 +355,9 @@ def _listen(settings: Settings, *, shared: bool) -> socket.socket:
     try:
         families = {found[0] for found in socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)}
         sock = socket.socket(min(families), socket.SOCK_STREAM)  # IPv4 if there is one: `localhost` has both
-    except OSError as error:
-        raise StartError(f"PRESENCE_HOST={settings.host}: {error.strerror}", 2) from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no host name"
+        raise StartError(f"PRESENCE_HOST={settings.host}: {reason}", 2) from None
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared and multiprocessing.parent_process() is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -12,6 +12,7 @@ from presence.service import PresenceService
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY = 0.1  # s
+SWEEP_PAUSE = 0.03  # s between two sweeps, however many keys expire
 
 
 async def sweep(service: PresenceService, partition: int) -> None:
@@ -23,8 +24,10 @@ async def sweep(service: PresenceService, partition: int) -> None:
         try:
             found = await store.sweep(partition)
         except StoreUnavailable:
+            service.note_settled(partition, settled=False)
             await asyncio.sleep(SWEEP_EVERY)
             continue
+        service.note_settled(partition, settled=not found.settling)
         if found.epoch != epoch:
             if epoch is not None:
                 log.warning(
@@ -36,7 +39,8 @@ async def sweep(service: PresenceService, partition: int) -> None:
                 settling.cancel()
             settling = asyncio.create_task(_settle(service, partition, found.settling))
         if not found.more:
-            await store.overdue(SWEEP_EVERY)
+            await asyncio.sleep(SWEEP_PAUSE)
+            await store.overdue(SWEEP_EVERY - SWEEP_PAUSE)
 
 
 async def _settle(service: PresenceService, partition: int, amnesty: float) -> None:
@@ -47,6 +51,8 @@ async def _settle(service: PresenceService, partition: int, amnesty: float) -> N
                 return await service.settle(partition)
         except Unavailable as error:
             log.info("settling partition %d waits: %s", partition, error)
+        except Exception:
+            log.exception("settling partition %d failed; it is tried again", partition)
         await asyncio.sleep(SWEEP_EVERY)
 
 

@@ -87,12 +87,12 @@ class PresenceStore(Protocol):
     def partition_of(self, user: str) -> int:
         """Return the partition, 0 … partitions-1, in which the user's keys are."""
 
-    async def connect(self, session: Session, *, limit: int, idle: int) -> None:
+    async def connect(self, session: Session, *, limit: int, without_lease: int) -> None:
         """Make the session with a full lease; its user is online if this is the first one.
 
         Args:
             limit: open connections a user may have, over all instances.
-            idle: open connections of this user on this instance that have no lease (signed off, lapsed).
+            without_lease: open connections of this user on this instance that have no lease (signed off, lapsed).
 
         Raises:
             TooManyConnections: nothing was made.

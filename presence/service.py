@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from asyncio import Future
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from presence.ports import (
 log = logging.getLogger(__name__)
 
 PAGE = 500  # users to a read of the store
+SNAPSHOTS = 8  # snapshots read at once: when all clients come back together, the sweep is to get through
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,10 @@ class PresenceService:
         self.rules = rules
         self._clock = clock
         self._draining = False
+        self._snapshots = asyncio.Semaphore(SNAPSHOTS)
+        self._settled = [asyncio.Event() for _ in range(store.partitions)]
+        for partition in range(store.partitions):
+            self.note_settled(partition, settled=True)
         self._open: dict[str, set[Session]] = {}  # user → sessions whose connection is here
 
     def open_sessions(self) -> list[Session]:
@@ -88,9 +94,9 @@ class PresenceService:
         """
         now = self._clock()
         session = Session(user, session_id, device, last_beat=now, last_input=now)
-        idle = sum(self._has_no_lease(other, now) for other in self._open.get(user, ()))
+        without_lease = sum(self._has_no_lease(other, now) for other in self._open.get(user, ()))
         try:
-            await self.store.connect(session, limit=self.rules.user_connections, idle=idle)
+            await self.store.connect(session, limit=self.rules.user_connections, without_lease=without_lease)
         except asyncio.CancelledError:
             session.closed = True
             _ = self.store.end(session, Reason.DISCONNECTED, now)
@@ -130,7 +136,8 @@ class PresenceService:
 
     def set_user_offline(self, session: Session) -> Future[None] | None:
         """DISCONNECT: the session has ended, its connection is about to."""
-        return self.store.end(session, Reason.DISCONNECTED, self._clock()) if self._close(session) else None
+        leaves = self._close(session) or (self._draining and not session.signed_off)
+        return self.store.end(session, Reason.DISCONNECTED, self._clock()) if leaves else None
 
     def sign_off(self, session: Session) -> Future[None] | None:
         """`{"online": false}`: the session has ended, its connection stays. Twice is once."""
@@ -247,11 +254,14 @@ class PresenceService:
         out: list[tuple[Status, bool]] = []
         for page in _pages(users):
             while True:
+                for partition in {self.store.partition_of(user) for user in page}:
+                    await self._settled[partition].wait()  # nobody asks while the answer could only be "unknown"
                 try:
-                    answer = await self.get_presence(watcher.session.user, page)
+                    async with self._snapshots:
+                        answer = await self.get_presence(watcher.session.user, page)
                     break
                 except (StoreUnavailable, DirectoryUnavailable):
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(random.uniform(0.1, 1.0))
             visible = answer.visible
             if visible is not watcher.visible:
                 watcher.visible = None  # told by other contacts than the rest: `revise` is to look again
@@ -287,6 +297,13 @@ class PresenceService:
         return told, [user for user in watcher.hidden if user in visible]
 
     # The store was away, or came back without its memory (DESIGN §3.6)
+
+    def note_settled(self, partition: int, *, settled: bool) -> None:
+        """Note whether the partition can be asked, and says "offline" for certain. Snapshots wait for it."""
+        if settled:
+            self._settled[partition].set()
+        else:
+            self._settled[partition].clear()
 
     def restore(self, partition: int) -> None:
         """Assert again the sessions of the open sockets here that kept beating."""

@@ -15,6 +15,7 @@ from redis import ConnectionPool
 
 PREFIX = "PRESENCE_"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_URL = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/\S*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,]+")
 
 Count = Annotated[int, Field(ge=1)]
@@ -65,7 +66,7 @@ class Settings(BaseSettings):
     beat_seconds: Seconds = Field(10.0, description="Interval of the STOMP heart-beats offered to clients, s.")
     ping_seconds: Seconds = Field(20.0, description="Interval of WebSocket pings, s.")
     tcp_user_timeout_seconds: Seconds = Field(
-        45.0, description="Time after which a TCP connection without answer ends, s."
+        45.0, le=86_400, description="Time after which a TCP connection without answer ends, s."
     )
     connect_seconds: Seconds = Field(10.0, description="Time in which the CONNECT frame must come, s.")
     send_seconds: Seconds = Field(10.0, description="Time in which a client must take in what it is sent, s.")
@@ -100,7 +101,9 @@ class Settings(BaseSettings):
     max_ids_burst: Count = Field(10_000, description="Ids of a user at once.")
     max_ids_per_request: Count = Field(1_000, description="Ids in one batch or one frame.")
     max_watches: Count = Field(5_000, description="Users that one session watches.")
-    subscribe_per_second: Count = Field(4, description="SUBSCRIBEs a second, once more than 1,000 users are watched.")
+    max_subscribes_per_second: Count = Field(
+        4, description="SUBSCRIBEs a second, once more than 1,000 users are watched."
+    )
     max_body_bytes: Count = Field(262_144, description="Size of a request body, bytes.")
 
     @field_validator("allowed_origins", mode="before")
@@ -115,6 +118,20 @@ class Settings(BaseSettings):
         if wrong := next((origin for origin in origins if not _ORIGIN.fullmatch(origin)), None):
             raise ValueError(f"must list origins like https://app.example:8443, without a path, not {wrong!r}")
         return origins
+
+    @field_validator("directory", mode="before")
+    @classmethod
+    def _check_directory(cls, value: object) -> object:
+        if str(value).startswith(("http://", "https://")) or value == "cassandra":
+            raise ValueError("must be a JSON file; no other directory is there yet")
+        return value
+
+    @field_validator("jwks")
+    @classmethod
+    def _check_jwks(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and not _URL.fullmatch(value):
+            raise ValueError("must be a file, or a URL like https://issuer.example/jwks.json")
+        return value
 
     @field_validator("jwt_secret")
     @classmethod

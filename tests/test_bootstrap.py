@@ -157,7 +157,7 @@ def test_every_limit_of_the_settings_reaches_the_endpoint():
             (
                 "max_frame_bytes", "max_header_lines", "max_header_line_bytes", "max_subscriptions", "max_held_sends",
                 "max_frames_per_second", "max_frames_burst", "connect_seconds", "max_connections",
-                "max_ids_per_request", "max_watches", "subscribe_per_second", "send_seconds", "beat_seconds",
+                "max_ids_per_request", "max_watches", "max_subscribes_per_second", "send_seconds", "beat_seconds",
                 "silence_seconds", "ping_seconds",
             ),
             start=1_000,

@@ -178,7 +178,7 @@ async def test_the_newest_state_is_brought_as_soon_as_the_sink_is_back(deploymen
 
 
 async def test_while_the_store_is_away_it_waits(deployment):
-    store = await deployment.instance(timeout=0.2)
+    store = await deployment.instance(timeout=1.0)
     sink = Sink()
     async with relaying(store, sink):
         async with deployment.frozen():

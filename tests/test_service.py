@@ -155,7 +155,7 @@ async def test_of_a_client_that_left_while_it_connected_nothing_is_left(rig):
 
 
 async def test_a_connect_that_the_store_does_not_answer_leaves_no_open_session(rig):
-    store = await rig.deployment.instance(timeout=0.2)
+    store = await rig.deployment.instance(timeout=1.0)
     service = PresenceService(store, rig.history, rig.directory, rig.fanout, Rules())
     async with rig.deployment.frozen():
         with pytest.raises(StoreUnavailable):
@@ -390,7 +390,7 @@ async def test_while_the_store_settles_no_answer_is_offline(rig):
 
 
 async def test_a_store_that_does_not_answer_is_no_offline(rig):
-    store = await rig.deployment.instance(timeout=0.2)
+    store = await rig.deployment.instance(timeout=1.0)
     service = PresenceService(store, rig.history, rig.directory, rig.fanout, Rules())
     async with rig.deployment.frozen():
         with pytest.raises(StoreUnavailable):
@@ -547,7 +547,7 @@ async def test_watches_are_recorded(rig):
 
 
 async def test_when_the_store_is_away_watching_goes_on(rig):
-    store = await rig.deployment.instance(timeout=0.2)
+    store = await rig.deployment.instance(timeout=1.0)
     service = PresenceService(store, rig.history, rig.directory, rig.fanout, Rules())
     watcher = watch(rig, "viewer", "alice")
     async with rig.deployment.frozen():

@@ -73,7 +73,7 @@ def test_the_settings_of_the_table_have_their_defaults(name, default):
         ("max_ids_per_request", 1_000),
         ("max_watches", 5_000),
         ("max_body_bytes", 256 * 1024),
-        ("subscribe_per_second", 4),
+        ("max_subscribes_per_second", 4),
         ("connect_seconds", 10),
         ("beat_seconds", 10),
         ("ping_seconds", 20),

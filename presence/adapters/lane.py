@@ -37,7 +37,9 @@ class Command:
     rest: float = 0.0
     """SHORTEN: lease left, in s."""
     limit: int = 0
-    idle: int = 0
+    """CONNECT: open connections the user may have; 0: any number."""
+    without_lease: int = 0
+    """CONNECT: of these the ones here that have no lease."""
     give_up_at: float | None = None
     """CONNECT of a client that waits: when it is told that the store is away. None: kept until it is done."""
     urgent: bool = True
@@ -62,7 +64,7 @@ Call = Callable[[Kind, Sequence[Command]], Awaitable[Sequence[int]]]
 class Lane:
     """Queues commands and runs them in batches: one batch at a time, no session twice in a batch.
 
-    The queue is bounded by the sessions: of one session at most the command under way, an end and a refresh wait.
+    The queue is bounded by the sessions: behind the command under way at most one of each kind waits.
     """
 
     def __init__(self, call: Call, *, linger: float = 0.005, batch: int = 500) -> None:
@@ -83,7 +85,7 @@ class Lane:
         future: Future[None] = asyncio.get_running_loop().create_future()
         command.done.append(future)
         queue = self._waiting.setdefault(command.session.id, deque())
-        supersedes = {Kind.CONNECT: (), Kind.REFRESH: (Kind.REFRESH,)}.get(command.kind, (Kind.REFRESH, command.kind))
+        supersedes = {Kind.CONNECT: (), Kind.END: (Kind.REFRESH, Kind.END)}.get(command.kind, (command.kind,))
         while queue and not queue[-1].tried and queue[-1].kind in supersedes:
             older = queue.pop()
             command.done += older.done

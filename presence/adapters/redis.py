@@ -221,7 +221,7 @@ class RedisStore:
                 lease = round((self._lease - age) * 1000)
                 match kind:
                     case Kind.CONNECT:
-                        limits = (command.limit, command.idle)
+                        limits = (command.limit, command.without_lease)
                         args += (session.user, session.id, session.device, lease, idle, command.reason, *limits)
                     case Kind.REFRESH:
                         args += (session.user, session.id, session.device, lease, idle)
@@ -238,7 +238,7 @@ class RedisStore:
     def _add(self, kind: Kind, session: Session, reason: Reason, active_at: float | None, **more: Any) -> Future[None]:
         return self._lanes[self.partition_of(session.user)].add(Command(kind, session, reason, active_at, **more))
 
-    async def connect(self, session: Session, *, limit: int, idle: int) -> None:
+    async def connect(self, session: Session, *, limit: int, without_lease: int) -> None:
         give_up_at = asyncio.get_running_loop().time() + self._timeout
         await self._add(
             Kind.CONNECT,
@@ -246,7 +246,7 @@ class RedisStore:
             Reason.CONNECTED,
             session.last_beat,
             limit=limit,
-            idle=idle,
+            without_lease=without_lease,
             give_up_at=give_up_at,
         )
 
@@ -287,12 +287,13 @@ class RedisStore:
                 async with self._asking():
                     pipe = self._redis.pipeline(transaction=False)
                     for user in members:
-                        pipe.hmget(keys.user(user, "change"), "version", "device")
+                        pipe.hmget(keys.user(user, "change"), "version", "device", "online")
                         pipe.get(keys.user(user, "last_active"))
                     found = await pipe.execute()
                 yield [
                     Change(user, True, int(version or 0), int(active) if active else None, device or "web")
-                    for user, (version, device), active in zip(members, found[::2], found[1::2], strict=True)
+                    for user, (version, device, online), active in zip(members, found[::2], found[1::2], strict=True)
+                    if online == "1"  # the user may have left since
                 ]
 
     async def _pages(self, command: str, *args: str) -> AsyncIterator[list[Any]]:
@@ -430,8 +431,9 @@ class RedisStore:
                     async with asyncio.timeout(self._timeout):
                         await events.psubscribe("__keyevent@*__:expired")
                     while True:
-                        await events.get_message(timeout=1.0)
-                        self._expired.set()
+                        event = await events.get_message(timeout=1.0)
+                        if event and "presence:user:" in str(event["data"]):
+                            self._expired.set()
             except (RedisError, OSError) as error:
                 log.debug("listening to expired keys: %s", error)
                 await asyncio.sleep(1.0)

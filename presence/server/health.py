@@ -12,8 +12,7 @@ def readiness(dependencies: Mapping[str, Health], *, stopping: bool) -> tuple[di
     """Return the body and the status: 503 while the presence store cannot be reached, or the server stops."""
     ready = dependencies["store"].state == "up" and not stopping
     described = {
-        name: {"state": health.state, "since": rfc3339(int(health.since * 1000))}
-        | ({"detail": health.detail} if health.detail else {})
+        name: {"state": health.state, "since": rfc3339(int(health.since * 1000))}  # why is in the log, for the operator
         for name, health in dependencies.items()
     }
     status = "stopping" if stopping else "ready" if ready else "not ready"

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from hypercorn.protocol.events import StreamClosed
-from hypercorn.protocol.ws_stream import WSStream
-from wsproto.events import Ping
+from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
+from wsproto.events import Message, Ping
 
 log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 1.0  # that a client has to read the close of a message that is too large
 
 
 class Transport:
@@ -31,6 +34,7 @@ class Transport:
             # No permessage-deflate, which all browsers offer: its state takes 300 KB a connection, and 64 KB from a
             # client would be inflated to 64 MB at one go, before any limit is looked at. It counts before the accept.
             self._stream.handshake.extensions = None
+            self._stream.buffer = _Buffer(self._stream.buffer.max_length, self.abort)
 
     async def ping(self) -> None:
         """Send a ping. Nobody waits for the pong: the kernel waits for its acknowledgement (TCP_USER_TIMEOUT)."""
@@ -52,6 +56,22 @@ class Transport:
 
 async def _drop(message: object) -> None:
     pass
+
+
+class _Buffer(WebsocketBuffer):
+    """Of a message that is too large it keeps nothing; Hypercorn's own keeps it all, though it has sent 1009."""
+
+    def __init__(self, max_length: int, abort: Callable[[], None]) -> None:
+        super().__init__(max_length)
+        self._abort: Callable[[], None] | None = abort
+
+    def extend(self, event: Message[Any]) -> None:
+        if self._abort is not None and self.length + len(event.data) <= self.max_length:
+            return super().extend(event)
+        if self._abort is not None:  # the client has a moment to read the close
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._abort)
+            self._abort = self.value = None
+        raise FrameTooLargeError
 
 
 _answer_error = WSStream._send_error_response  # noqa: SLF001 (as above)

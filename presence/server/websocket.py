@@ -107,9 +107,7 @@ class Endpoint:
             return await _refuse(send, problem)
         # Always one of those offered: browsers fail without; the highest: some clients take the version from it.
         chosen = next((name for name in SUBPROTOCOLS if name in scope["subprotocols"]), None)
-        client = Client(self, headers, receive, send, is_sockjs=is_sockjs)
-        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
-        await client.run()
+        await Client(self, headers, receive, send, is_sockjs=is_sockjs).run(chosen)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that nobody waits for; its failure is logged."""
@@ -130,6 +128,8 @@ class Endpoint:
     async def stop(self, timeout: float) -> None:
         """Planned stop: shorten all leases first, then close the sockets with 1001 (WIRE §4)."""
         self.stopping = True
+        for client in self.clients:
+            client.note_input()
         await self.service.drain(timeout)
         for client in list(self.clients):
             client.finish(1001, "server stops", patience=0.0)
@@ -180,11 +180,12 @@ class Client:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
 
-    async def run(self) -> None:
-        """Serve the connection until it is gone."""
+    async def run(self, subprotocol: str | None) -> None:
+        """Accept the connection and serve it until it is gone."""
         self._task = asyncio.current_task()
         self._endpoint.clients.add(self)
         try:
+            await self._send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
             if self._is_sockjs:
                 await self._send({"type": "websocket.send", "text": sockjs.OPEN})
             self._arm()
@@ -609,11 +610,16 @@ class Client:
         if self._session is None:
             return
         service = self._endpoint.service
-        self._session.last_input = self._stomp.heard_at
+        self.note_input()
         if token_expired:
             service.token_expired(self._session)
         else:
             service.connection_lost(self._session)
+
+    def note_input(self) -> None:
+        """Take over into the session when the last byte came in."""
+        if self._session is not None:
+            self._session.last_input = self._stomp.heard_at
 
     def _gone(self) -> None:
         self._task = None
@@ -622,6 +628,7 @@ class Client:
         self._lose()
         if self._timer is not None:
             self._timer.cancel()
+        self._out.clear()
         if self._writer is not None:
             self._writer.cancel()
         if self._watcher is not None:

@@ -24,6 +24,7 @@ _EARLY = 0.9
 # "the receiver SHOULD be tolerant and take into account an error margin". There are clients that beat 1.5 times as
 # slowly as agreed, and clients expect a margin of 3 from other servers (WIRE §3).
 _MARGIN = 3
+_PLAIN = str.maketrans(":\\", ",/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,7 +336,8 @@ class Connection:
     def error(self, error: StompError) -> bytes:
         """Return the ERROR frame; whatever comes in after it is ignored."""
         self._over = True
-        headers = {"message": error.message, "content-type": "text/plain"}
+        # WIRE §3: "Header values that we make contain no colon or backslash (old clients do not unescape)".
+        headers = {"message": error.message.translate(_PLAIN), "content-type": "text/plain"}
         if error.receipt is not None:
             # "if the frame included a receipt header, the ERROR frame SHOULD set the receipt-id header to match".
             headers["receipt-id"] = error.receipt

@@ -9,8 +9,6 @@ from presence.stomp.errors import StompError
 
 OPEN = "o"
 """First frame of a connection."""
-HEARTBEAT = "h"
-"""Keeps intermediaries from closing a connection on which nothing is sent."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

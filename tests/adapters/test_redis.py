@@ -192,7 +192,7 @@ async def test_no_number_is_written_with_an_exponent(deployment):
 
 async def test_what_can_fail_comes_before_what_decides(deployment):
     """DESIGN §3.8: "Scripts do not roll back: read and XADD first, then SADD/SREM"."""
-    store = await deployment.instance(timeout=0.3)
+    store = await deployment.instance(timeout=1.0)
     gone = await connect(store, "alice")
     far = f"{2**60}-0"  # nothing can be appended behind it
     deployment.redis.xadd(f"{deployment.base('alice')}changes", {"user": "nobody"}, id=far)
@@ -263,7 +263,7 @@ async def test_8_callers_at_once_make_exactly_one_change_of_each_edge(deployment
         groups = [[(store, session(user)) for store in stores] for user in many_users]
         both = [pair for group in groups for pair in group]
         random.shuffle(both)
-        await asyncio.gather(*(store.connect(one, limit=0, idle=0) for store, one in both))
+        await asyncio.gather(*(store.connect(one, limit=0, without_lease=0) for store, one in both))
         assert deployment.online() == set(many_users)
         random.shuffle(both)
         await asyncio.gather(*(end(store, one) for store, one in both))
@@ -286,7 +286,7 @@ async def test_sessions_of_one_user_that_come_and_go_at_once_leave_no_change_ove
     for number in range(30):
         coming = [(random.choice(stores), session("alice")) for _ in range(number % 3)]
         going, open_ = open_, coming
-        work = [store.connect(one, limit=0, idle=0) for store, one in coming]
+        work = [store.connect(one, limit=0, without_lease=0) for store, one in coming]
         work += [end(store, one) for store, one in going]
         await asyncio.gather(*work, deployment.sweep(stores[0]))
         assert deployment.is_online("alice") == bool(open_)
@@ -478,7 +478,7 @@ async def test_what_is_asked_of_one_session_at_once_is_done_in_that_order(deploy
     last = {}
     for user in many_users:
         one = session(user)
-        work = [asyncio.ensure_future(store.connect(one, limit=0, idle=0))]
+        work = [asyncio.ensure_future(store.connect(one, limit=0, without_lease=0))]
         await asyncio.sleep(0)
         work += [store.refresh(one, urgent=rng.random() < 0.5) for _ in range(rng.randrange(4))]
         if ended := rng.random() < 0.6:
@@ -508,7 +508,7 @@ async def test_the_last_activity_of_a_lost_connection_is_its_last_input(deployme
     store = await deployment.instance()
     one = session("alice")
     one.last_beat -= 30
-    await store.connect(one, limit=0, idle=0)
+    await store.connect(one, limit=0, without_lease=0)
     await end(store, one, active_at=time.monotonic() - 10)
     change = deployment.changes()[-1]
     assert change.last_active == deployment.last_active("alice")
@@ -587,13 +587,13 @@ async def test_ending_one_session_never_purges_its_siblings(deployment):
 async def test_over_the_limit_a_session_is_refused_and_nothing_is_made(deployment):
     """WIRE §6: "50 open connections a user (over all instances …)"; ports: "nothing was made"."""
     store, other = await deployment.instance(), await deployment.instance()
-    await store.connect(session("alice"), limit=2, idle=0)
-    await other.connect(session("alice"), limit=2, idle=0)
+    await store.connect(session("alice"), limit=2, without_lease=0)
+    await other.connect(session("alice"), limit=2, without_lease=0)
     keys = set(deployment.redis.keys("*"))
     with pytest.raises(TooManyConnections):
-        await store.connect(session("alice"), limit=2, idle=0)
+        await store.connect(session("alice"), limit=2, without_lease=0)
     assert set(deployment.redis.keys("*")) == keys
-    await store.connect(session("bob"), limit=2, idle=0)
+    await store.connect(session("bob"), limit=2, without_lease=0)
 
 
 async def test_a_connect_that_is_tried_again_is_not_refused_because_of_itself(deployment):
@@ -609,7 +609,7 @@ async def test_a_connect_that_is_tried_again_is_not_refused_because_of_itself(de
         return answers
 
     lane._call = lose_the_first_answer
-    await store.connect(session("alice"), limit=1, idle=0)
+    await store.connect(session("alice"), limit=1, without_lease=0)
     assert kinds == [Kind.CONNECT, Kind.CONNECT]
     assert deployment.edges("alice") == [(True, "connected")]
 
@@ -618,24 +618,24 @@ async def test_connections_without_a_lease_count_towards_the_limit(deployment):
     """WIRE §6: open *connections*: those that have signed off or lapsed are open as well."""
     store = await deployment.instance()
     with pytest.raises(TooManyConnections):
-        await store.connect(session("alice"), limit=2, idle=2)
-    await store.connect(session("alice"), limit=2, idle=1)
+        await store.connect(session("alice"), limit=2, without_lease=2)
+    await store.connect(session("alice"), limit=2, without_lease=1)
     with pytest.raises(TooManyConnections):
-        await store.connect(session("alice"), limit=2, idle=1)
+        await store.connect(session("alice"), limit=2, without_lease=1)
 
 
 async def test_sessions_left_in_grace_do_not_count_towards_the_limit(deployment):
     """WIRE §6: "sessions left in grace or drain do not count"."""
     store = await deployment.instance()
     lost = session("alice")
-    await store.connect(lost, limit=1, idle=0)
+    await store.connect(lost, limit=1, without_lease=0)
     await within(5, store.shorten(lost, Reason.DISCONNECTED, time.monotonic(), 30))
-    await store.connect(session("alice"), limit=1, idle=0)
+    await store.connect(session("alice"), limit=1, without_lease=0)
     with pytest.raises(TooManyConnections):
-        await store.connect(session("alice"), limit=1, idle=0)
+        await store.connect(session("alice"), limit=1, without_lease=0)
     await end(store, lost)
     with pytest.raises(TooManyConnections):
-        await store.connect(session("alice"), limit=1, idle=0)
+        await store.connect(session("alice"), limit=1, without_lease=0)
 
 
 # The deadline index is the truth (DESIGN §3.3)
@@ -658,7 +658,7 @@ async def test_the_sweep_of_an_expired_session_leaves_the_last_activity(deployme
     store = await deployment.instance()
     one = session("alice")
     one.last_beat -= 50
-    await store.connect(one, limit=0, idle=0)
+    await store.connect(one, limit=0, without_lease=0)
     active = deployment.last_active("alice")
     deployment.lapse(one)
     await deployment.sweep(store)
@@ -780,7 +780,7 @@ async def test_an_orphan_deadline_is_swept_and_makes_no_session(deployment):
 
 async def test_while_the_store_does_not_answer_it_is_unavailable(deployment):
     """ports: raise "when the thing behind it cannot be asked within its time limit"."""
-    store = await deployment.instance(timeout=0.3)
+    store = await deployment.instance(timeout=1.0)
     await connect(store, "alice")
     assert store.health.state == "up"
     async with deployment.frozen():
@@ -805,7 +805,7 @@ async def test_while_the_store_does_not_answer_it_is_unavailable(deployment):
 
 async def test_of_a_connect_whose_outcome_is_unknown_nothing_is_left(deployment):
     """DESIGN §3.5: "A connect whose outcome is unknown (time-out …) is followed by an end until that is answered"."""
-    store = await deployment.instance(timeout=0.3)
+    store = await deployment.instance(timeout=1.0)
     await connect(store, "bob")
     async with deployment.frozen():
         with pytest.raises(StoreUnavailable):
@@ -839,7 +839,7 @@ async def test_of_a_connect_whose_answer_is_lost_nothing_is_left(deployment):
 
 async def test_what_is_asked_while_the_store_is_away_is_done_when_it_is_back(deployment):
     """WIRE §4, store away: "ends are kept and done later"; ports: "they are kept, and done when it is back"."""
-    store = await deployment.instance(timeout=0.3)
+    store = await deployment.instance(timeout=1.0)
     going, beating, lost = [await connect(store, user) for user in ("going", "beating", "lost")]
     deployment.move_deadline(beating, deployment.now_ms() + 30_000)
     async with deployment.frozen():
@@ -1163,7 +1163,7 @@ async def test_a_client_that_waits_for_its_connect_gets_a_full_lease(deployment)
     store = await deployment.instance()
     one = session("alice")
     one.last_beat -= 61
-    await store.connect(one, limit=0, idle=0)
+    await store.connect(one, limit=0, without_lease=0)
     assert 59 < deployment.lease_left(one) <= 60
 
 
@@ -1548,7 +1548,7 @@ async def test_after_a_loss_of_the_store_a_follower_looks_at_all_again(deploymen
 
 
 async def test_a_follower_goes_on_when_the_store_answers_again(deployment):
-    store, other = await deployment.instance(timeout=0.3), await deployment.instance()
+    store, other = await deployment.instance(timeout=1.0), await deployment.instance()
     async with Reader(store) as reader:
         async with deployment.frozen():
             await wait_until(lambda: store.health.state == "down")

@@ -164,7 +164,7 @@ class PresenceMachine(RuleBasedStateMachine):
 
     async def _connect(self, one: Modelled) -> None:
         one.session.last_beat = one.session.last_input = time.monotonic()
-        await self.stores[one.instance].connect(one.session, limit=0, idle=0)
+        await self.stores[one.instance].connect(one.session, limit=0, without_lease=0)
 
     async def _beat(self, one: Modelled) -> None:
         one.session.last_beat = one.session.last_input = time.monotonic()

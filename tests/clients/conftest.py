@@ -1,12 +1,27 @@
-"""Node and its clients, where they are."""
+"""Clients under orders: where they are, and how they are told what to do.
+
+Each is driven by a small program around the unmodified library. It reads orders, one a line, as JSON,
+``{"client": name, "do": verb, …}``, and writes what its clients see, ``{"client": name, "saw": what, …}``. Those of the
+client matrix (`drivers/`, `java/`) know the orders
+
+- ``connect`` with ``url`` and ``token``; the name may be used again after the connection was lost,
+- ``watch`` with ``users``, also anew whenever it has come back,
+- ``beat`` and ``leave``,
+
+and tell of ``connected``, ``message`` with what the server says in it, ``refused`` with ``text``, ``closed``, ``left``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import subprocess
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +29,20 @@ import pytest
 import pytest_asyncio
 
 from tests.support import versions
+from tests.support.server import ROOT
 
 HERE = Path(__file__).parent
 MODULES = HERE / "node_modules"
 Sight = dict[str, Any]
 
 
-class NodeClients:
-    """The clients that `stompjs.mjs` drives in one Node process."""
+class Clients:
+    """The clients that one process drives."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.sights: list[Sight] = []
-        """All that the clients saw, in order; see `stompjs.mjs`."""
+        """All that the clients saw, in order."""
         self._taken: list[Sight] = []
 
     async def do(self, client: str, verb: str, **more: Any) -> None:
@@ -65,7 +81,7 @@ class NodeClients:
     async def _read(self) -> None:
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
-        assert line, f"Node ended; seen: {self.sights}"
+        assert line, f"the driver ended; seen: {self.sights}"
         self.sights.append(json.loads(line))
 
 
@@ -82,19 +98,70 @@ def node_version() -> str:
     return version
 
 
-@pytest_asyncio.fixture
-async def node_clients() -> AsyncIterator[NodeClients]:
-    """JavaScript clients under orders, all in one Node process."""
-    version = node_version()
+def note_modules(*names: str) -> None:
+    """Remember that Node and these of its packages took part."""
+    versions.note("Node", node_version())
+    for name in names:
+        versions.note(name, json.loads((MODULES / name / "package.json").read_text())["version"])
+
+
+def java() -> tuple[str, ...]:
+    """The command for Spring's client; skips the test where there is none."""
+    if not (shutil.which("java") and (HERE / "java/target/installed").exists()):
+        pytest.skip("Spring's client: not installed; `make test` does it where there are Java 17 (JDK) and Maven")
+    return (
+        "java",
+        "-Xshare:auto",
+        "-XX:TieredStopAtLevel=1",
+        "-cp",
+        f"{HERE}/java/target/classes:{HERE}/java/target/lib/*",
+        "Driver",
+    )
+
+
+@contextmanager
+def chromium() -> Iterator[tuple[str, ...]]:
+    """The command for pages in Chromium; skips the test where there is none."""
+    node_version()
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("pages: there is no Chromium on PATH")
+    about = subprocess.run([browser, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+    versions.note("Chromium", about.removeprefix("Chromium ").split()[0])
+    with tempfile.TemporaryDirectory(prefix="ps-", dir="/tmp", ignore_cleanup_errors=True) as profile:
+        yield ("node", str(HERE / "drivers/chromium.mjs"), browser, profile)
+
+
+@asynccontextmanager
+async def driven(*command: str) -> AsyncIterator[Clients]:
+    """Start a driver; end it and all that it started."""
     process = await asyncio.create_subprocess_exec(
-        "node", str(HERE / "stompjs.mjs"), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT, start_new_session=True
     )
     try:
-        yield NodeClients(process)
+        yield Clients(process)
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-    versions.note("Node", version)
-    for name in ("@stomp/stompjs", "sockjs-client"):
-        versions.note(name, json.loads((MODULES / name / "package.json").read_text())["version"])
+        assert process.stdin is not None
+        process.stdin.close()  # at the end of its orders it ends by itself
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.communicate(), 5)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+@pytest_asyncio.fixture
+async def node_clients() -> AsyncIterator[Clients]:
+    """Clients of `@stomp/stompjs` under the orders of `stompjs.mjs`, all in one Node process."""
+    node_version()
+    async with driven("node", str(HERE / "stompjs.mjs")) as clients:
+        yield clients
+    note_modules("@stomp/stompjs", "sockjs-client")
+
+
+@pytest_asyncio.fixture
+async def pages() -> AsyncIterator[Clients]:
+    """Pages in Chromium under the orders of `drivers/chromium.mjs`."""
+    with chromium() as command:
+        async with driven(*command) as clients:
+            yield clients

@@ -291,6 +291,20 @@ async def test_both_signals_stop_it_as_planned_and_a_second_one_does_no_harm(
     assert "Traceback" not in server.log
 
 
+async def test_signals_while_the_embedded_store_saves_do_not_cut_the_stop_short(start_server: StartServer):
+    """A large store takes its time; here it is frozen for a moment."""
+    server = await start_server()
+    (valkey,) = valkeys_of(server)
+    os.kill(valkey, signal.SIGSTOP)
+    for number in [signal.SIGTERM, signal.SIGINT] * 20:
+        os.kill(server.pid, number)
+        await asyncio.sleep(0.1)
+        assert server.running, f"ended with {server.process and server.process.returncode}\n{server.log}"
+    os.kill(valkey, signal.SIGCONT)
+    assert await server.exited(ENDED) == 0
+    assert (server.data_dir / "presence.rdb").exists()
+
+
 # The embedded server: restarts
 
 

@@ -176,5 +176,5 @@ def session(user: str, session_id: str | None = None, device: str = "web") -> Se
 async def connect(store: RedisStore, user: str, session_id: str | None = None, device: str = "web") -> Session:
     """Connect a session of the user, without a limit."""
     made = session(user, session_id, device)
-    await store.connect(made, limit=0, idle=0)
+    await store.connect(made, limit=0, without_lease=0)
     return made

@@ -34,7 +34,7 @@ class StubStore:
     def partition_of(self, user: str) -> int:
         return 0
 
-    async def connect(self, session: Session, *, limit: int, idle: int) -> None:
+    async def connect(self, session: Session, *, limit: int, without_lease: int) -> None:
         self.commands.append(("connect", session.user))
         await self.reachable.wait()
         if self.fails:

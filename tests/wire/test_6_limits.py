@@ -79,7 +79,7 @@ def test_the_limits_are_those_that_wire_lists():
         settings.max_ids_burst,
         settings.max_ids_per_request,
         settings.max_watches,
-        settings.subscribe_per_second,
+        settings.max_subscribes_per_second,
         settings.max_message_bytes,
     ) == (65_536, 64, 8_192, 16, 50, 100, 100, 400, 5_000, 10_000, 1_000, 5_000, 4, 2**20)
     assert (

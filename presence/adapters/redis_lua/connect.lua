@@ -6,12 +6,12 @@
 local out = {}
 for i = 2, #ARGV, 8 do
   local user, session, device, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 5]
-  local lease, limit, idle_connections = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
+  local lease, limit, without_lease = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
   local sessions = key(user, 'sessions')
   if
     limit > 0
     and not redis.call('ZSCORE', sessions, session)
-    and redis.call('ZCARD', sessions) - redis.call('HLEN', key(user, 'lost')) + idle_connections >= limit
+    and redis.call('ZCARD', sessions) - redis.call('HLEN', key(user, 'lost')) + without_lease >= limit
   then
     out[#out + 1] = -1
   elseif lease <= 0 then

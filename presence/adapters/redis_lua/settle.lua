@@ -8,7 +8,7 @@ for i = 2, #ARGV, 3 do
   local version = 0
   if certain and redis.call('SISMEMBER', ONLINE, user) == 0 then
     local last = redis.call('HMGET', key(user, 'change'), 'version', 'online', 'device')
-    if last[2] == '0' and tonumber(last[1]) > said then
+    if last[2] == '0' and tonumber(last[1]) >= said then
       version = tonumber(last[1])
     else
       floor = math.max(floor, said)
