@@ -378,7 +378,7 @@ async def test_without_its_store_the_server_lives_and_is_not_ready(start_server,
     assert answer.status == 503
     assert answer.json()["status"] == "not ready"
     assert answer.json()["dependencies"]["store"]["state"] == "down"
-    assert answer.json()["dependencies"]["store"]["detail"]
+    assert set(answer.json()["dependencies"]["store"]) == {"state", "since"}  # where it is, is no client's business
     assert answer.json()["dependencies"]["history"]["state"] == "up"
     assert (await server.get("/health/live")).status == 200
     await store.thaw()
