@@ -15,7 +15,7 @@ from presence.adapters.sqlite import SqliteHistory
 from presence.core.model import Change, Reason, Session, Status
 from presence.fanout import Fanout, Watcher
 from presence.ports import DirectoryUnavailable, HistoryUnavailable, StoreUnavailable, TooManyConnections
-from presence.service import PAGE, PresenceService, Rules
+from presence.service import PAGE, SNAPSHOTS, PresenceService, Rules
 from tests.support.deployment import Deployment
 from tests.support.waiting import wait_until
 
@@ -193,8 +193,14 @@ async def test_a_heartbeat_renews_and_revives(rig):
     assert rig.deployment.lease_left(session) > 59
     rig.deployment.lapse(session)
     await rig.swept()
+    rig.deployment.redis.delete(rig.deployment.key("alice", "last_active"))
+    before = rig.deployment.now_ms()
     await done(service.refresh_user_session(session, wait=True))
     assert rig.deployment.edges("alice")[1:] == [(False, "expired"), (True, "revived")]
+    active = rig.deployment.last_active("alice")
+    assert active is not None
+    assert before - 2 <= active <= rig.deployment.now_ms()
+    assert rig.deployment.lease_left(session) > 59
 
 
 async def test_after_a_sign_off_heartbeats_change_nothing(rig):
@@ -258,6 +264,24 @@ async def test_a_lost_connection_without_grace_ends_the_session_at_its_last_inpu
     change = rig.deployment.changes()[-1]
     assert (change.online, change.reason) == (False, Reason.DISCONNECTED)
     assert -8_000 < change.last_active - rig.deployment.now_ms() <= -7_000
+
+
+async def test_a_lost_connection_with_a_grace_leaves_the_last_input_as_the_last_activity(rig):
+    """WIRE §2: `lastSeen` is the "last inbound STOMP byte before a lost connection"; §4: "shortened to the grace"."""
+    service = rig.service(grace=10)
+    session = await rig.online(service, "alice")
+    rig.deployment.redis.delete(rig.deployment.key("alice", "last_active"))
+    before = rig.deployment.now_ms()
+    session.last_input = time.monotonic() - 7
+    await done(service.connection_lost(session))
+    assert rig.deployment.is_online("alice")
+    active = rig.deployment.last_active("alice")
+    assert active is not None
+    assert before - 2 <= active + 7_000 <= rig.deployment.now_ms() + 2
+    rig.deployment.lapse(session)
+    await rig.swept()
+    change = rig.deployment.changes()[-1]
+    assert (change.online, change.reason, change.last_active) == (False, Reason.DISCONNECTED, active)
 
 
 @pytest.mark.parametrize(
@@ -456,16 +480,25 @@ async def test_a_hidden_user_is_like_one_never_seen_and_costs_the_same_look_ups(
 
 @pytest.mark.parametrize("trouble", ["settling", "no history"])
 async def test_trouble_looks_the_same_for_a_hidden_user_and_one_never_seen(rig, trouble):
+    """WIRE §5: "REST, batch, snapshot, headers and the look-ups made are the same", in trouble too."""
     service = await contacts_service(rig)
     if trouble == "settling":
         rig.unsettle()
-        for user in ("hidden", "asleep", "nobody"):
-            with pytest.raises(StoreUnavailable):
-                await service.get_presence("viewer", [user])
     else:
         await rig.history.port.close()
-        answers = [await service.get_presence("viewer", [user]) for user in ("hidden", "asleep", "nobody")]
-        assert [answer.degraded for answer in answers] == [True] * 3
+    seen = []
+    for user in ("hidden", "asleep", "nobody"):
+        if trouble == "settling":
+            with pytest.raises(StoreUnavailable) as refused:
+                await service.get_presence("viewer", [user])
+            said = str(refused.value)
+        else:
+            answer = await service.get_presence("viewer", [user])
+            assert answer.degraded
+            assert answer.statuses == {user: Status(user)}
+            said = ""
+        seen.append((said, rig.store.take(), rig.history.take(), rig.directory.take()))
+    assert seen[0] == seen[1] == seen[2]
 
 
 async def test_without_the_directory_nobody_is_shown(rig):
@@ -533,6 +566,49 @@ async def test_a_snapshot_waits_while_the_store_or_the_directory_is_away(rig, tr
     rig.contacts.away = False
     await rig.swept()
     assert await done(task) == [(Status("viewer"), False)]
+
+
+def reads(rig) -> list[tuple[str, list[int]]]:
+    return [call for call in rig.store.calls if call[0] == "read"]
+
+
+async def test_while_a_partition_settles_snapshots_do_not_ask_it(rig):
+    """All clients that come back together would keep the store from settling."""
+    service, other = rig.service(), rig.service()
+    await rig.swept()
+    partition = rig.store.partition_of("alice")
+    service.note_settled(partition, settled=False)
+    rig.store.take()
+    task = asyncio.create_task(service.snapshot(watch(rig, "viewer", "alice"), ["alice"]))
+    await other.snapshot(watch(rig, "other", "alice"), ["alice"])  # began later, and is answered
+    assert not task.done()
+    assert reads(rig) == [("read", [1])]
+    service.note_settled(partition, settled=True)
+    assert await done(task) == [(Status("alice"), False)]
+    assert reads(rig) == [("read", [1])] * 2
+
+
+async def test_a_few_snapshots_only_are_read_at_once(rig):
+    service = rig.service()
+    await rig.swept()
+    under_way = most = 0
+    gate = asyncio.Event()
+
+    async def read(users):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await gate.wait()
+        under_way -= 1
+        return await rig.store.port.read(users)
+
+    rig.store.read = read
+    watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * SNAPSHOTS + 1)]
+    tasks = [asyncio.create_task(service.snapshot(watcher, ["alice"])) for watcher in watchers]
+    await wait_until(lambda: under_way >= SNAPSHOTS)
+    gate.set()
+    await done(asyncio.gather(*tasks))
+    assert most == SNAPSHOTS
 
 
 async def test_watches_are_recorded(rig):

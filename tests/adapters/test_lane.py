@@ -238,6 +238,15 @@ async def test_a_heartbeat_does_not_supersede_an_end():
     assert script.live == {"s"}
 
 
+async def test_a_shortened_lease_does_not_supersede_a_heartbeat():
+    """A lease that has lapsed cannot be shortened: the heartbeat before it is to revive it."""
+    script, session = Script(), a_session()
+    async with running(script) as lane, under_way(script, lane, connect(session)):
+        lane.add(command(Kind.REFRESH, session))
+        lane.add(command(Kind.SHORTEN, session))
+    assert script.kinds("s") == [Kind.CONNECT, Kind.REFRESH, Kind.SHORTEN]
+
+
 async def test_a_lapsed_session_is_revived():
     """DESIGN §3.5: "a refresh never creates, it reports the lapsed"; then the session is made again."""
     script, session = Script(), a_session()

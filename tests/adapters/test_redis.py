@@ -624,12 +624,13 @@ async def test_connections_without_a_lease_count_towards_the_limit(deployment):
         await store.connect(session("alice"), limit=2, without_lease=1)
 
 
-async def test_sessions_left_in_grace_do_not_count_towards_the_limit(deployment):
+@pytest.mark.parametrize("reason", [Reason.DISCONNECTED, Reason.DRAINED])
+async def test_sessions_left_in_grace_or_drain_do_not_count_towards_the_limit(deployment, reason):
     """WIRE §6: "sessions left in grace or drain do not count"."""
     store = await deployment.instance()
     lost = session("alice")
     await store.connect(lost, limit=1, without_lease=0)
-    await within(5, store.shorten(lost, Reason.DISCONNECTED, time.monotonic(), 30))
+    await within(5, store.shorten(lost, reason, time.monotonic(), 30))
     await store.connect(session("alice"), limit=1, without_lease=0)
     with pytest.raises(TooManyConnections):
         await store.connect(session("alice"), limit=1, without_lease=0)
@@ -743,6 +744,23 @@ async def test_an_expired_event_wakes_the_sweep(deployment):
     await store.overdue(0)
     await connect(store, "alice")
     await within(5, store.overdue(60))
+
+
+async def test_foreign_keys_that_expire_do_not_wake_the_sweep(deployment, monkeypatch):
+    store = await deployment.instance(lease=0.5)
+    await wait_until(deployment.redis.pubsub_numpat)
+    one = await connect(store, "alice")
+    wake, lives = store._expired.set, []
+
+    def note() -> None:
+        lives.append(deployment.redis.exists(deployment.key("alice", f"online:{one.id}")))
+        wake()
+
+    monkeypatch.setattr(store._expired, "set", note)
+    deployment.redis.set("x", 1, px=10)
+    await wait_until(lambda: not deployment.redis.exists("x"))
+    await within(5, store.overdue(60))
+    assert lives == [0]  # it was the session's key that woke it
 
 
 async def test_without_an_event_the_sweep_does_not_wait_longer(deployment):
@@ -1102,7 +1120,7 @@ async def test_an_instance_that_starts_finds_no_amnesty_while_others_sweep(deplo
 
 
 async def test_a_restored_session_has_what_is_left_of_its_lease(deployment):
-    """DESIGN §3.6: "instances re-assert the sessions … (lease = L minus the age of the last beat"."""
+    """DESIGN §3.6: "re-assert the sessions … (lease = L minus the age of the last beat"; WIRE §7: reason `restored`."""
     store = await deployment.instance()
     one = await connect(store, "alice", device="mobile")
     version = deployment.changes()[-1].version
@@ -1188,6 +1206,16 @@ async def test_who_is_known_to_have_gone_offline_since_is_told_so_as_it_was(depl
     assert isinstance(offline, Change)
     assert (offline.version, offline.last_active, offline.device) == (change.version, change.last_active, "tablet")
     assert len(deployment.changes()) == 2
+
+
+async def test_who_is_said_to_be_online_under_the_version_of_an_offline_change_gets_no_second_one(deployment):
+    store = await deployment.instance()
+    await end(store, await connect(store, "alice"))
+    change = deployment.changes()[-1]
+    await deployment.sweep(store)
+    (offline,) = await store.settle([Status("alice", True, change.version)])
+    assert offline.version == change.version
+    assert deployment.edges("alice") == [(True, "connected"), (False, "disconnected")]
 
 
 async def test_during_the_amnesty_nobody_is_settled(deployment):
@@ -1456,6 +1484,15 @@ async def test_all_who_are_online_come_each_with_the_change_that_made_them_so(de
     changes = {change.user: change for change in deployment.changes()}
     assert found == changes
     assert await store.online_count() == 1_200
+
+
+async def test_who_has_left_since_the_page_was_read_is_not_among_those_who_are_online(deployment):
+    """Else the cleanup would write a row that says so."""
+    store = await deployment.instance()
+    await connect(store, "here")
+    await end(store, await connect(store, "gone"))
+    deployment.redis.sadd(f"{deployment.base('gone')}online", "gone")  # as the page that was read said
+    assert [change.user async for page in store.online_users() for change in page] == ["here"]
 
 
 async def test_of_an_empty_store_nothing_is_read(deployment):

@@ -52,6 +52,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("WATCH_POLICY", "nobody"),
         ("JWT_SECRET", "short"),
         ("ALLOWED_ORIGINS", "example.com"),
+        ("DIRECTORY", "https://app.example/x"),
         ("REDIS_URL", "redis://localhost:99999/0"),
         ("REDIS_URL", "redis://[/0"),
         ("REDIS_URL", "redis://localhost?no_such_option=1"),
@@ -108,7 +109,13 @@ async def test_a_jwks_that_cannot_be_read_is_named(data_dir, text, workers):
     assert str(file) in line
 
 
-@pytest.mark.parametrize(("host", "workers"), (("203.0.113.7", 2), ("no-such-host.invalid", 1)))
+async def test_a_jwks_that_is_no_url_is_named(data_dir):
+    code, line = await refused(data_dir=data_dir, jwks="http://[bad", jwt_secret=None)
+    assert code == 2
+    assert "PRESENCE_JWKS " in line
+
+
+@pytest.mark.parametrize(("host", "workers"), (("203.0.113.7", 2), ("no-such-host.invalid", 1), ("a..b", 1)))
 async def test_a_host_that_is_not_ours_is_named(data_dir, host, workers):
     code, line = await refused(data_dir=data_dir, host=host, workers=workers)
     assert code == 2

@@ -218,6 +218,7 @@ async def test_nothing_is_left_of_one_who_goes_on_sending(serving, raw, first):
 
 
 async def test_nothing_is_left_of_one_who_goes_on_sending_and_does_not_read(serving, raw):
+    """WIRE §6: "1008 | [...] slow reader (or a reset where nothing can be written)"."""
     server = await serving(send_seconds=0.5)
     ws = await raw(server.url, receive_buffer=2048)
     ws.write(TEXT, connecting("user"))

@@ -379,7 +379,7 @@ async def test_an_answer_without_origin_still_varies_with_it(server, user):
 
 
 async def test_a_preflight_needs_no_token(server, user):
-    """WIRE §2: "preflight needs no token"."""
+    """WIRE §2: "preflight needs no token"; §3: "REST answers never carry that header", see `assert_cors`."""
     for method, path in (
         ("GET", "friends"),
         ("GET", f"conversation/{user}"),
@@ -686,7 +686,7 @@ async def test_too_many_ids_a_second_are_429_over_both_doors_together(start_serv
     """WIRE §6.
 
     "5,000 ids a second and user with bursts of 10,000 (REST and STOMP together; REST answers 429)"; §2: "429 [...] with
-    `Retry-After`".
+    `Retry-After`"; "CORS: allowed origins are echoed with `Vary: Origin`, on errors too".
     """
     server = await start_server(max_ids_per_second=1, max_ids_burst=30, max_ids_per_request=10)
     alice, bob = users("alice"), users("bob")
@@ -716,7 +716,8 @@ async def test_while_the_store_is_away_the_answer_is_unknown(start_server, valke
     """WIRE §2.
 
     "When the presence store cannot be asked [...] an answer that would be "offline" is a 503, never a false "offline"";
-    "503 with `Retry-After`"; DESIGN §7: "A failed dependency is reported as unknown (503)".
+    "503 with `Retry-After`"; "CORS: allowed origins are echoed with `Vary: Origin`, on errors too"; DESIGN §7: "A
+    failed dependency is reported as unknown (503)".
     """
     store = await valkey()
     server = await start_server(redis_url=store.url, store_timeout_seconds=0.5, amnesty_seconds=1)
@@ -751,7 +752,7 @@ async def test_while_the_store_settles_nobody_is_called_offline(start_server, va
     """WIRE §2.
 
     "When the presence store [...] has just come back and is still settling (DESIGN §3.6), an answer that would be
-    "offline" is a 503, never a false "offline"".
+    "offline" is a 503, never a false "offline""; "CORS: allowed origins are echoed with `Vary: Origin`, on errors too".
     """
     store = await valkey()
     server = await start_server(redis_url=store.url, store_timeout_seconds=0.5, amnesty_seconds=3, lease_seconds=5)

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import statistics
 import time
 
 import pytest
@@ -385,6 +386,27 @@ async def test_the_last_byte_before_a_lost_connection_is_the_last_activity(start
 
 
 # A lease that is not renewed
+
+
+async def test_a_session_ends_within_250_ms_of_its_leases_end(start_server, connect, users):
+    """WIRE §4: "ended within 250 ms of the lease's end": half of 20 that end one after another, whatever the load."""
+    server = await start_server(lease_seconds=1)
+    truth = Truth(server)
+    ends: dict[str, int] = {}
+    for number in range(20):
+        user = users(f"lapsing-{number}")
+        client = await connect(server, user)
+        till = truth.redis.zscore("presence:deadlines", f"{user}:{session_of(client)}")
+        assert till is not None
+        ends[user] = int(till)
+        await asyncio.sleep(0.09)  # so that they lapse one after another
+    await wait_until(lambda: not truth.all_online(), LAPSED, what="all to lapse")
+    late: list[float] = []
+    for user, end in ends.items():
+        assert truth.changes(user) == [(True, "connected"), (False, "expired")]
+        late.append(truth.versions(user)[-1] / 1000 - end)
+    assert min(late) >= 0
+    assert statistics.median(late) < 250, late
 
 
 async def test_a_session_ends_with_its_lease_and_the_connection_stays(server, connect, user, users, truth, watcher):

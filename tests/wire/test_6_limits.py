@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import struct
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -148,6 +149,23 @@ async def test_a_websocket_message_has_1_mib_at_most(server, connect, users, raw
     assert (await ws.frame()).close_code == 1009
 
 
+async def test_of_a_websocket_message_that_is_too_large_nothing_is_kept(server, raw):
+    """WIRE §6: "1009 | [...] WebSocket message too large"; who has not even said CONNECT cannot fill the memory."""
+    memory = worst = resident(server)
+    ws = await raw(server.ws)
+    close = asyncio.create_task(ws.frame())
+    ws.writer.write(bytes([8 << 4 | TEXT, 0x80 | 127]) + struct.pack("!Q", 2**40) + bytes(4))
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionError):
+            while True:
+                ws.writer.write(bytes(2**19))
+                await ws.writer.drain()
+                worst = max(worst, resident(server))
+                await asyncio.sleep(0.005)
+    assert (await close).close_code == 1009
+    assert worst - memory < 20 * 2**20
+
+
 async def test_a_frame_has_64_header_lines_at_most(server, connect, user):
     """WIRE §6: "64 header lines"; "1008 | [...] too many [...] headers"."""
     lines = "".join(f"x{number}:\n" for number in range(62))
@@ -273,6 +291,17 @@ async def test_ids_are_limited_by_user_over_stomp_and_rest_together(narrow, conn
         return bool((await narrow.post("/api/presence/batch", user, json=ids(20))).status == 200)
 
     await wait_until(enough_again, 5, what="ids to be had again", every=0.2)
+
+
+async def test_ids_are_limited_in_the_long_run(start_server, user):
+    """WIRE §6: "5,000 ids a second [...] with bursts of 10,000" (here 10, and 40): the burst is spent once."""
+    server = await start_server(max_ids_per_second=10, max_ids_burst=40, max_ids_per_request=40)
+    began = time.monotonic()
+    assert (await server.post("/api/presence/batch", user, json=ids(40))).status == 200
+    answer = await server.post("/api/presence/batch", user, json=ids(30))
+    assert answer.status == 429
+    # 30 ids take 3 s, but for what of that has passed.
+    assert 3 - (time.monotonic() - began) <= int(answer.headers["Retry-After"]) <= 3
 
 
 async def test_subscribes_are_limited_once_more_than_1000_are_watched(server, connect, users):

@@ -761,7 +761,7 @@ async def test_1013_tells_to_try_again_when_the_store_cannot_be_asked(start_serv
 
 
 async def test_1001_is_a_planned_stop(start_server, connect, users):
-    """WIRE §6: "1001 | planned stop"; §4: "close 1001, no ERROR frame"."""
+    """WIRE §6: "1001 | planned stop", "`c[code,"reason"]` precedes the close"; §4: "close 1001, no ERROR frame"."""
     server = await start_server()
     plain = await connect(server, users("plain"))
     early = await connect(server, handshake=False)
