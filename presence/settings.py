@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -15,7 +16,6 @@ from redis import ConnectionPool
 
 PREFIX = "PRESENCE_"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-_URL = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/\S*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,]+")
 
 Count = Annotated[int, Field(ge=1)]
@@ -129,8 +129,14 @@ class Settings(BaseSettings):
     @field_validator("jwks")
     @classmethod
     def _check_jwks(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value and not _URL.fullmatch(value):
-            raise ValueError("must be a file, or a URL like https://issuer.example/jwks.json")
+        if value is not None and "://" in value:
+            try:
+                parts = urlsplit(value)
+                good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            except ValueError:
+                good = False
+            if not good:
+                raise ValueError("must be a file, or a URL like https://issuer.example/jwks.json")
         return value
 
     @field_validator("jwt_secret")
