@@ -132,7 +132,9 @@ class Settings(BaseSettings):
         if value is not None and "://" in value:
             try:
                 parts = urlsplit(value)
-                good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+                good = (
+                    parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in value
+                )
             except ValueError:
                 good = False
             if not good:
