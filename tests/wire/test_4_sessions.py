@@ -11,7 +11,6 @@ import statistics
 import time
 
 import pytest
-import pytest_asyncio
 
 from tests.support.stomp_client import StompClient
 from tests.support.truth import Truth, entry, last_seen, ms, nothing_more, told, wait_row
@@ -22,26 +21,6 @@ LEASE = 2.0
 SLACK = 2.0
 """Room for a loaded machine, s."""
 LAPSED = LEASE + SLACK
-
-
-@pytest.fixture
-def truth(server) -> Truth:
-    return Truth(server)
-
-
-@pytest_asyncio.fixture
-async def watcher(server, connect, users) -> StompClient:
-    """Somebody who is subscribed."""
-    client: StompClient = await connect(server, users("watcher"))
-    await client.subscribe()
-    return client
-
-
-@pytest_asyncio.fixture
-async def marker(server, connect, users) -> StompClient:
-    """For `nothing_more`."""
-    client: StompClient = await connect(server, users("marker"))
-    return client
 
 
 def session_of(client: StompClient) -> str:

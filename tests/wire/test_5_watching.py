@@ -30,26 +30,6 @@ SLACK = 2.0
 LAPSED = LEASE + SLACK
 
 
-@pytest.fixture
-def truth(server) -> Truth:
-    return Truth(server)
-
-
-@pytest_asyncio.fixture
-async def watcher(server, connect, users) -> StompClient:
-    """Somebody who is subscribed."""
-    client: StompClient = await connect(server, users("watcher"))
-    await client.subscribe()
-    return client
-
-
-@pytest_asyncio.fixture
-async def marker(server, connect, users) -> StompClient:
-    """For `nothing_more`."""
-    client: StompClient = await connect(server, users("marker"))
-    return client
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair() -> AsyncIterator[tuple[ServerProcess, ServerProcess]]:
     """Two servers that share an outside store."""

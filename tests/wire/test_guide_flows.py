@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest_asyncio
-
 from presence.adapters.directory import FileDirectory
 from presence.adapters.redis import RedisStore
 from presence.adapters.sqlite import SqliteHistory
@@ -23,14 +21,6 @@ from tests.support.waiting import wait_until
 
 LEASE = 2.0
 SLACK = 2.0
-
-
-@pytest_asyncio.fixture
-async def watcher(server, connect, users) -> StompClient:
-    """Somebody who is subscribed."""
-    client: StompClient = await connect(server, users("watcher"))
-    await client.subscribe()
-    return client
 
 
 def session_of(client: StompClient) -> str:
