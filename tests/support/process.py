@@ -15,14 +15,27 @@ from typing import Self
 
 from tests.support.waiting import wait_until
 
+_reserved: list[socket.socket] = []
+
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on, below those that the system gives to clients."""
+    """A TCP port of the loopback interface that nobody listens on, below those that the system gives to clients.
+
+    It is this test process's own as long as that lives: another, also of another checkout, that looks for a port before
+    anybody listens on this one passes it by.
+    """
     while True:
         port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        mark = socket.socket(socket.AF_UNIX)
+        try:
+            mark.bind(f"\0presence-tests-port-{port}")  # an abstract name: it goes with the process
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            mark.close()
+            continue
+        _reserved.append(mark)
+        return port
 
 
 class Process:

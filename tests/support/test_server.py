@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.process import free_port
 from tests.support.server import run_presence
 from tests.support.waiting import wait_until
 
@@ -62,3 +63,10 @@ async def test_its_command_runs_to_its_end():
     code, out, err = await run_presence("--help")
     assert (code, err) == (0, "")
     assert "serve" in out
+
+
+def test_a_port_is_given_to_nobody_else_before_it_is_used(monkeypatch):
+    port = free_port()
+    drawn = iter((port, port, *range(20_000, 32_000)))
+    monkeypatch.setattr("tests.support.process.random.randrange", lambda _low, _high: next(drawn))
+    assert free_port() != port
