@@ -11,6 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from presence.core.model import Session, Status
 
 
+def _nobody() -> None:
+    pass
+
+
 class Watcher:
     """What one session watches and has been told."""
 
@@ -34,6 +38,10 @@ class Watcher:
         if known is None or status.version > known.version:
             self.pending[status.user] = status
             self._wake()
+
+    def leave(self) -> None:
+        """Wake nobody any more: whoever was woken refers to this, and is to be freed without the garbage collector."""
+        self._wake = _nobody
 
     def flips(self) -> list[Status]:
         """Return the pending statuses that turn round what was told; they count as told from now on.

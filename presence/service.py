@@ -122,8 +122,8 @@ class PresenceService:
 
     def sign_on(self, session: Session, *, wait: bool = False) -> Future[None] | None:
         """`{"online": true}`: a heartbeat that also revives after a sign-off (WIRE §4)."""
-        session.signed_off = False
-        return self.refresh_user_session(session, wait=wait)
+        revives, session.signed_off = session.signed_off, False
+        return self.refresh_user_session(session, wait=wait or revives)
 
     def renew_open_sessions(self) -> None:
         """Let open connections renew their leases themselves (`PRESENCE_LEASE_RENEWED_BY=connection`)."""

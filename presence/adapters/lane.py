@@ -25,6 +25,10 @@ class Kind(IntEnum):
     END = 3
 
 
+# By each kind: what waits and has not been sent yet has no effect beside it.
+_SUPERSEDED = ((), (Kind.REFRESH,), (Kind.SHORTEN,), (Kind.REFRESH, Kind.END))
+
+
 @dataclass(slots=True, eq=False)
 class Command:
     """One transition of one session. Times are monotonic, in s."""
@@ -67,7 +71,7 @@ class Lane:
     The queue is bounded by the sessions: behind the command under way at most one of each kind waits.
     """
 
-    def __init__(self, call: Call, *, linger: float = 0.005, batch: int = 500) -> None:
+    def __init__(self, call: Call, *, linger: float = 0.025, batch: int = 500) -> None:
         self._call = call
         self._linger = linger  # s that a heartbeat nobody waits for may wait for company
         self._batch = batch
@@ -85,8 +89,7 @@ class Lane:
         future: Future[None] = asyncio.get_running_loop().create_future()
         command.done.append(future)
         queue = self._waiting.setdefault(command.session.id, deque())
-        supersedes = {Kind.CONNECT: (), Kind.END: (Kind.REFRESH, Kind.END)}.get(command.kind, (command.kind,))
-        while queue and not queue[-1].tried and queue[-1].kind in supersedes:
+        while queue and not queue[-1].tried and queue[-1].kind in _SUPERSEDED[command.kind]:
             older = queue.pop()
             command.done += older.done
             command.urgent |= older.urgent

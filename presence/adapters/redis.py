@@ -202,8 +202,11 @@ class RedisStore:
 
     def _by_partition(self, users: Iterable[str]) -> Iterator[tuple[Keys, list[str]]]:
         groups: dict[int, list[str]] = {}
-        for user in users:
-            groups.setdefault(self.partition_of(user), []).append(user)
+        if self.partitions == 1:
+            groups[0] = list(users)
+        else:
+            for user in users:
+                groups.setdefault(self.partition_of(user), []).append(user)
         for partition, members in groups.items():
             yield self._keys[partition], members
 
@@ -271,7 +274,8 @@ class RedisStore:
 
         statuses: dict[str, Status] = {}
         unsettled: set[str] = set()
-        parts = await asyncio.gather(*(part(*group) for group in self._by_partition(users)))
+        groups = list(self._by_partition(users))
+        parts = [await part(*groups[0])] if len(groups) == 1 else await asyncio.gather(*(part(*one) for one in groups))
         for keys, members, (settled, *values) in parts:
             for i, user in enumerate(members):
                 online, version, active = values[3 * i : 3 * i + 3]
@@ -506,6 +510,7 @@ class RedisStore:
     async def follow(self, partition: int) -> AsyncIterator[Sequence[Change] | None]:
         keys = self._keys[partition]
         position: int | None = None
+        checked = 0  # up to where it is known whether something was trimmed before it was read
         epoch: int | None = None
         while True:
             try:
@@ -513,19 +518,20 @@ class RedisStore:
                     # At the start, and after a loss of the store: what is there now is read as statuses.
                     epoch = self._epochs.get(partition)
                     async with self._asking():
-                        position = int(await self._redis.get(f"{keys.base}version") or 0)
+                        position = checked = int(await self._redis.get(f"{keys.base}version") or 0)
                     yield None
                 async with self._asking(self._timeout + FOLLOW_BLOCK_MS / 1000):
                     after = {keys.changes: _entry_id(position)}
                     found = await self._blocking.xread(after, count=PAGE, block=FOLLOW_BLOCK_MS)
-                async with self._asking():
-                    trimmed = int(await self._redis.get(f"{keys.base}trimmed") or 0)
-                missed, position = trimmed > position, max(position, trimmed)
                 entries = [_change(entry) for _, stream in _streams(found) for entry in stream]
                 if entries:
                     position = entries[-1].version
                     self.floor = max(self.floor, position)
                     yield entries
+                async with self._asking():
+                    trimmed = int(await self._redis.get(f"{keys.base}trimmed") or 0)
+                missed, position = trimmed > checked, max(position, trimmed)
+                checked = position
                 if missed:
                     yield None
             except StoreUnavailable:

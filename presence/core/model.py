@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~@-]{0,127}")
 """User and conversation ids (WIRE §1). No colon, so that Redis keys stay unambiguous. Use with ``fullmatch``."""
@@ -27,8 +27,13 @@ class Reason(StrEnum):
 
 def rfc3339(ms: int, *, timespec: str = "milliseconds") -> str:
     """The moment ``ms`` (Unix epoch, milliseconds) as RFC 3339 in UTC with ``Z``."""
-    moment = datetime.fromtimestamp(ms / 1000, UTC)
-    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
+    seconds, rest = divmod(ms, 1000)
+    return f"{_second(seconds)}.{rest:03}Z" if timespec == "milliseconds" else f"{_second(seconds)}Z"
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")
 
 
 @dataclass(frozen=True)

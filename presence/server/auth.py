@@ -23,6 +23,8 @@ from presence.ports import Unavailable
 
 LEEWAY_SECONDS = 10
 MIN_SECRET_BYTES = 32
+KNOWN_TOKENS = 10_000
+"""Tokens kept as verified: whoever asks over REST brings the same one again and again."""
 FETCH_SECONDS = 5.0
 MAX_JWKS_BYTES = 1_048_576
 UNKNOWN_KEY_SECONDS = 60.0
@@ -94,6 +96,7 @@ class TokenVerifier:
             self._key = check_secret(secret or b"")
         else:
             self._key = _UrlKeys(jwks) if jwks.startswith(("http://", "https://")) else _FileKeys(Path(jwks))
+        self._known: dict[str, Token] = {}  # verified with the secret, which does not change
         self._claims: dict[str, Any] = {"issuer": issuer, "audience": audience, "leeway": LEEWAY_SECONDS}
         self._claims["options"] = {
             "require": ["exp", "sub"],
@@ -104,13 +107,24 @@ class TokenVerifier:
             "verify_aud": audience is not None,
         }
 
-    async def verify(self, token: str) -> Token:
-        """Return what the token says.
+    async def verify(self, token: str, *, again: bool = False) -> Token:
+        """Return what the token says; ``again``: it may well be asked again.
 
         Raises:
             InvalidToken: it is refused.
             KeysUnavailable: no keys are known.
         """
+        now = time.time()
+        if (known := self._known.get(token)) is not None and now < known.expires_at + LEEWAY_SECONDS:
+            return known
+        verified = await self._verify(token, now)
+        if again and isinstance(self._key, bytes) and len(token) <= 1_024:  # keys of a JWKS may be withdrawn
+            if len(self._known) >= KNOWN_TOKENS:
+                self._known.clear()
+            self._known[token] = verified
+        return verified
+
+    async def _verify(self, token: str, now: float) -> Token:
         try:
             if isinstance(self._key, bytes):
                 claims = jwt.decode(token, self._key, algorithms=["HS256"], **self._claims)
@@ -125,7 +139,7 @@ class TokenVerifier:
         user, expires = claims["sub"], claims["exp"]
         if type(expires) not in (int, float) or not abs(expires) < 2**53:
             raise InvalidToken("exp is not a time")
-        if expires + LEEWAY_SECONDS <= time.time():
+        if expires + LEEWAY_SECONDS <= now:
             raise InvalidToken("token expired")
         if not isinstance(user, str) or not ID.fullmatch(user):
             raise InvalidToken("sub is not a user id")

@@ -30,7 +30,7 @@ def presence_api(service: PresenceService, verifier: TokenVerifier, budget: IdBu
         if token is None:
             raise Problem(401, "Authorization must be a bearer token", {"WWW-Authenticate": "Bearer"})
         try:
-            return (await verifier.verify(token)).user
+            return (await verifier.verify(token, again=True)).user
         except InvalidToken as error:
             challenge = f'Bearer error="invalid_token", error_description="{error}"'
             raise Problem(401, f"Authorization: {error}", {"WWW-Authenticate": challenge}) from None
@@ -61,7 +61,7 @@ def presence_api(service: PresenceService, verifier: TokenVerifier, budget: IdBu
         user = await caller()
         _check(user_id, "userId")
         spend(user, 1)
-        return _json({"isOnline": await service.is_user_online(user, user_id)})
+        return _json(json.dumps({"isOnline": await service.is_user_online(user, user_id)}, separators=(",", ":")))
 
     @api.post("/batch")
     async def batch() -> Response:
@@ -100,20 +100,20 @@ def _entries(answer: Answer) -> Response:
     language = language_of(request.headers.get("Accept-Language"))
     now_ms = int(time.time() * 1000)
 
-    def entry(status: Status) -> dict[str, object]:
-        seen = None if status.online else status.last_active
-        return {
-            "userId": status.user,
-            "status": "ONLINE" if status.online else "OFFLINE",
-            "isOnline": status.online,
-            "lastSeen": None if seen is None else rfc3339(seen),
-            "lastActiveAgo": None if seen is None else last_active_ago(seen, now_ms, language),
-        }
+    def entry(status: Status) -> str:  # ids and times need no escapes, and formatting takes a third of encoding objects
+        user, seen = status.user, status.last_active
+        if status.online:
+            rest = '"status":"ONLINE","isOnline":true,"lastSeen":null,"lastActiveAgo":null'
+        elif seen is None:
+            rest = '"status":"OFFLINE","isOnline":false,"lastSeen":null,"lastActiveAgo":null'
+        else:
+            ago = last_active_ago(seen, now_ms, language)
+            rest = f'"status":"OFFLINE","isOnline":false,"lastSeen":"{rfc3339(seen)}","lastActiveAgo":"{ago}"'
+        return f'"{user}":{{"userId":"{user}",{rest}}}'
 
     headers = {"Presence-Degraded": "last-seen"} if answer.degraded else {}
-    return _json({user: entry(status) for user, status in answer.statuses.items()}, headers)
+    return _json(f"{{{','.join(map(entry, answer.statuses.values()))}}}", headers)
 
 
-def _json(body: object, headers: Mapping[str, str] | None = None) -> Response:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+def _json(text: str, headers: Mapping[str, str] | None = None) -> Response:
     return Response(text, content_type="application/json", headers=dict(headers or {}))

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.events import Closed
 from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
+from wsproto.connection import ConnectionState
 from wsproto.events import Message, Ping
 
 log = logging.getLogger(__name__)
@@ -24,17 +28,56 @@ CLOSE_SECONDS = 1.0  # that a client has to read the close of a message that is 
 class Transport:
     """The connection behind an ASGI ``receive`` and ``send``."""
 
-    __slots__ = ("_queue", "_stream")
+    __slots__ = ("_queue", "_server", "_stream", "_take")
 
     def __init__(self, receive: Any, send: Any) -> None:
         self._queue: Any = getattr(receive, "__self__", None)
+        self._take: Callable[[Any], Awaitable[bool]] = _drop
         stream = getattr(send, "__self__", None)
         self._stream: Any = stream if isinstance(stream, WSStream) else None
         if self._stream is not None:
             # No permessage-deflate, which all browsers offer: its state takes 300 KB a connection, and 64 KB from a
             # client would be inflated to 64 MB at one go, before any limit is looked at. It counts before the accept.
             self._stream.handshake.extensions = None
-            self._stream.buffer = _Buffer(self._stream.buffer.max_length, self.abort)
+            self._stream.buffer = _Buffer(self._stream.buffer.max_length, self._abort_later)
+        protocol: Any = getattr(getattr(self._stream, "send", None), "__self__", None)
+        self._server: Any = getattr(protocol.send, "__self__", None) if isinstance(protocol, H11Protocol) else None
+
+    @property
+    def clear(self) -> bool:
+        """Nothing is in the way of a message, so that `write` would send one."""
+        server = self._server
+        if server is None or self._stream.closed or server.send_lock.locked():
+            return False
+        wire = server.writer.transport
+        idle = not wire.get_write_buffer_size() and not wire.is_closing()
+        return idle and self._stream.connection.state is ConnectionState.OPEN
+
+    def write(self, text: bytes) -> bool:
+        """Send a text message without waiting, which takes a third of the CPU of ``send``.
+
+        Returns:
+            Whether it was sent. Not if it would have to wait, be it for a client that does not read.
+        """
+        if not self.clear:
+            return False
+        size = len(text)  # RFC 6455 §5.2: FIN, text, unmasked
+        head = b"\x81%c" % size if size < 126 else b"\x81\x7e" + size.to_bytes(2) if size < 2**16 else None
+        self._server.writer.transport.write((head or b"\x81\x7f" + size.to_bytes(8)) + text)
+        return True
+
+    def divert(self, take: Callable[[Any], Awaitable[bool]]) -> None:
+        """Give each message to ``take`` as it comes in, unless others wait before it; what it refuses, to ``receive``.
+
+        ``take`` runs as part of reading from the connection, which saves a change of tasks for each message.
+        """
+        if self._server is not None:
+            self._take = take
+            self._stream.app_put = self._put
+
+    async def _put(self, message: Any) -> None:
+        if message["type"] != "websocket.receive" or not self._queue.empty() or not await self._take(message):
+            await self._queue.put(message)
 
     async def ping(self) -> None:
         """Send a ping. Nobody waits for the pong: the kernel waits for its acknowledgement (TCP_USER_TIMEOUT)."""
@@ -46,16 +89,22 @@ class Transport:
         if self._stream is not None:
             self._stream.send.__self__.send.__self__.writer.transport.abort()
 
+    def _abort_later(self) -> None:
+        wire = self._stream.send.__self__.send.__self__.writer.transport
+        asyncio.get_running_loop().call_later(CLOSE_SECONDS, wire.abort)
+
     def leave(self) -> None:
         """Take no more messages. Hypercorn would keep the connection until there is room for all that it has read."""
         if self._stream is not None:
             self._stream.app_put = _drop
             while not self._queue.empty():
                 self._queue.get_nowait()
+            self._stream = self._server = None
+            self._take = _drop  # no circle that only the garbage collector could break
 
 
-async def _drop(message: object) -> None:
-    pass
+async def _drop(message: object) -> bool:
+    return True
 
 
 class _Buffer(WebsocketBuffer):
@@ -69,7 +118,7 @@ class _Buffer(WebsocketBuffer):
         if self._abort is not None and self.length + len(event.data) <= self.max_length:
             return super().extend(event)
         if self._abort is not None:  # the client has a moment to read the close
-            asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._abort)
+            self._abort()
             self._abort = self.value = None
         raise FrameTooLargeError
 
@@ -84,6 +133,32 @@ async def _answer_error_and_close(stream: WSStream, status: int) -> None:
 
 
 WSStream._send_error_response = _answer_error_and_close  # type: ignore[method-assign, assignment]  # noqa: SLF001
+
+_handle = H11Protocol.handle
+
+
+async def _handle_and_let_go(protocol: H11Protocol, event: Any) -> None:
+    await _handle(protocol, event)
+    if isinstance(event, Closed):  # one that pipelines and leaves: its next request would wait for ever
+        protocol.connection = H11WSConnection(protocol.connection)  # type: ignore[arg-type]  # asks to go on reading
+        await protocol.can_read.set()
+
+
+H11Protocol.handle = _handle_and_let_go  # type: ignore[method-assign, assignment]
+
+
+_run = TCPServer.run
+
+
+async def _run_and_forget(server: TCPServer) -> None:
+    """Let go of what belonged to the connection. Else it waits, 30 KB in circles, for a full garbage collection."""
+    try:
+        await _run(server)
+    finally:
+        vars(server).clear()
+
+
+TCPServer.run = _run_and_forget  # type: ignore[method-assign, assignment]
 
 
 def log_dropped(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ DEVICES = ("web", "mobile", "tablet")
 SERVER = "presence"
 PACK_BYTES = 32_768  # frames are packed into WebSocket messages of about this size
 OUT_LIMIT = 1_000  # things to send before the client is read no further
+FLUSH_CLIENTS = 100  # written to in one turn of the loop
 LINGER = 1.0  # s that a client has to close after its last frame from us
 MANY_WATCHES = 1_000  # above it SUBSCRIBEs are limited, since each has them all sent again
 _SOCKJS_PATH = re.compile(r"/ws/[^/.]+/[^/.]+/websocket")
@@ -89,6 +90,7 @@ class Endpoint:
         self._app = app
         self._origins = origins
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ready: deque[Client] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
@@ -119,6 +121,18 @@ class Endpoint:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("task of a connection failed", exc_info=error)
+
+    def ready(self, client: Client) -> None:
+        """Have the client's `flush` called, soon."""
+        self._ready.append(client)
+        if len(self._ready) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        for _ in range(min(FLUSH_CLIENTS, len(self._ready))):
+            self._ready.popleft().flush()
+        if self._ready:  # let others have their turn
+            asyncio.get_running_loop().call_soon(self._flush)
 
     async def revise(self) -> None:
         """Let all connections look again whom they may see (policy `contacts`)."""
@@ -172,9 +186,11 @@ class Client:
         self._effect: Future[None] | None = None  # of the last frame that had one on the session
         self._subscribes: TokenBucket | None = None
         self._new: set[stomp.Subscription] = set()  # those whose snapshot is still to come
-        self._out: deque[Outgoing] = deque()
+        self._out: list[Outgoing] = []
         self._room: asyncio.Event | None = None  # set when there is room in `_out` again
-        self._writer: asyncio.Task[None] | None = None  # only while there is something to write
+        self._ready = False  # `flush` is to be called
+        self._parked = False  # `_read` waits for a message
+        self._writer: asyncio.Task[None] | None = None  # only while there is something that cannot be written at once
         self._waiting = False  # the writer waits for an effect, not for the client
         self._ending: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -188,6 +204,7 @@ class Client:
             await self._send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
             if self._is_sockjs:
                 await self._send({"type": "websocket.send", "text": sockjs.OPEN})
+            self._transport.divert(self._take)
             self._arm()
             await self._read()
         except asyncio.CancelledError:
@@ -201,18 +218,34 @@ class Client:
 
     async def _read(self) -> None:
         while True:
+            self._parked = True
             message = await self._receive()
+            self._parked = False
             if message["type"] == "websocket.disconnect":
                 return
-            try:
-                for data in self._unwrap(message):
-                    for event in self._stomp.receive(data, time.monotonic()):
-                        await self._handle(event)
-            except StompError as error:
-                self._fail(error)
+            await self._handle_all(message)
             while len(self._out) > OUT_LIMIT and self._ending is None:
                 self._room = asyncio.Event()
                 await self._room.wait()
+
+    async def _take(self, message: MutableMapping[str, Any]) -> bool:
+        """Handle the message in the task that read it, if nobody has to wait for its effect."""
+        if self._session is None or not self._parked or len(self._out) > OUT_LIMIT:
+            return False
+        try:
+            await self._handle_all(message)
+        except Exception:
+            log.exception("a message of a client failed")
+            self._abort("server error")
+        return True
+
+    async def _handle_all(self, message: MutableMapping[str, Any]) -> None:
+        try:
+            for data in self._unwrap(message):
+                for event in self._stomp.receive(data, time.monotonic()):
+                    await self._handle(event)
+        except StompError as error:
+            self._fail(error)
 
     def _unwrap(self, message: MutableMapping[str, Any]) -> Iterator[bytes]:
         text = message.get("text")
@@ -445,12 +478,14 @@ class Client:
         watcher = self._watcher
         if watcher is None or not watcher.pending or not self._stomp.subscriptions:
             return []
-        out: list[bytes] = []
-        if self._endpoint.service.rules.contacts_only:
-            out = await self._revised()
-        told = self._told
-        flips = (self._stomp.message(to, status.event) for status in watcher.flips() for to in told)
-        return out + _pack(flips)
+        out = await self._revised() if self._endpoint.service.rules.contacts_only else []
+        return out + self._flips()
+
+    def _flips(self) -> list[bytes]:
+        watcher, told = self._watcher, self._told
+        if watcher is None or not watcher.pending or not self._stomp.subscriptions:
+            return []
+        return _pack(self._stomp.message(to, status.event) for status in watcher.flips() for to in told)
 
     async def _revised(self) -> list[bytes]:
         """Apply the policy `contacts` anew to what has been told."""
@@ -475,8 +510,34 @@ class Client:
             self._wake()
 
     def _wake(self) -> None:
-        if self._writer is None and self._ending is None:
+        if not self._ready and self._writer is None and self._ending is None:
+            self._ready = True
+            self._endpoint.ready(self)
+
+    def flush(self) -> None:
+        """Write what can be written at once; for the rest there is a task."""
+        self._ready = False
+        if self._writer is not None or self._ending is not None:
+            return
+        self._write_now()
+        news = self._watcher is not None and bool(self._watcher.pending)
+        if news and not self._out and self._transport.clear and not self._endpoint.service.rules.contacts_only:
+            self._out.extend(self._flips())
+            self._write_now()
+            news = False
+        self._make_room()
+        if self._out or news:
             self._writer = asyncio.create_task(self._write())
+
+    def _write_now(self) -> None:
+        while self._out and isinstance(data := self._out[0], bytes) and self._transport.write(self._wrapped(data)):
+            self._out.pop(0)
+            self._stomp.sent(time.monotonic())
+
+    def _make_room(self) -> None:
+        if self._room and len(self._out) < OUT_LIMIT:
+            self._room.set()
+            self._room = None
 
     async def _write(self) -> None:
         try:
@@ -486,7 +547,7 @@ class Client:
                     if not messages and not self._out:  # which may have grown while the directory was asked
                         return
                 else:
-                    item = self._out.popleft()
+                    item = self._out.pop(0)
                     if isinstance(item, bytes):
                         messages = item
                     else:
@@ -496,9 +557,7 @@ class Client:
                 for data in [messages] if isinstance(messages, bytes) else messages:
                     if data:
                         await self._transmit(data)
-                if self._room and len(self._out) < OUT_LIMIT:
-                    self._room.set()
-                    self._room = None
+                self._make_room()
         except TimeoutError:
             self._abort("slow reader")
         except DirectoryUnavailable as error:
@@ -513,10 +572,12 @@ class Client:
                 self._wake()
 
     async def _transmit(self, data: bytes) -> None:
-        text = data.decode()
         async with asyncio.timeout(self._endpoint.limits.send_seconds):
-            await self._send({"type": "websocket.send", "text": sockjs.wrap(text) if self._is_sockjs else text})
+            await self._send({"type": "websocket.send", "text": self._wrapped(data).decode()})
         self._stomp.sent(time.monotonic())
+
+    def _wrapped(self, data: bytes) -> bytes:
+        return sockjs.wrap(data.decode()).encode() if self._is_sockjs else data
 
     # Time
 
@@ -524,7 +585,7 @@ class Client:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._ending is None:
+        if self._ending is None and self._task is not None:
             at = min(self._ping_at, self._stomp.timer_at or self._ping_at)
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(loop.time() + max(0.0, at - time.monotonic()), self._tick)
@@ -578,6 +639,8 @@ class Client:
 
     def finish(self, code: int, reason: str, *, patience: float, last: bytes = b"") -> None:
         """Send ``last`` and close, once what is queued has been written, or ``patience`` s have gone by."""
+        if self._ready:
+            self.flush()
         if self._ending is None:
             self._ending = asyncio.create_task(self._finish(code, reason, patience, last))
 
@@ -632,6 +695,7 @@ class Client:
         if self._writer is not None:
             self._writer.cancel()
         if self._watcher is not None:
+            self._watcher.leave()
             self._endpoint.service.fanout.unwatch(self._watcher, list(self._watcher.session.watched))
             self._endpoint.spawn(self._watches_nobody(self._watcher))
 

@@ -184,8 +184,10 @@ class Connection:
             raise
         for send in held:
             yield replace(send, receipt=receipt)
-        if receipt is not None or not isinstance(event, Nothing):
-            yield replace(event, receipt=receipt, acknowledge=receipt is not None)
+        if receipt is not None:
+            yield replace(event, receipt=receipt, acknowledge=True)
+        elif not isinstance(event, Nothing):
+            yield event
 
     def _take(self, frame: Frame, now: float) -> Sequence[Event]:
         """Take the frame's effect on this state. Return its events; a receipt acknowledges the last."""
@@ -311,6 +313,7 @@ class Connection:
         if connect is None:
             raise RuntimeError("no CONNECT was received")
         self.version = self._parser.version = connect.version
+        self._connect = replace(connect, headers={})  # the token among them is not to be kept
         offered = self._beat_ms
         can, wants = self._client_beats
         # "if <cx> is 0 [...] or <sy> is 0 [...] then there will be none; otherwise, there will be heart-beats every

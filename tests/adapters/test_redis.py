@@ -1557,6 +1557,7 @@ async def test_a_follower_that_was_overtaken_by_the_trim_is_told_so(deployment):
     async with Reader(store) as reader:
         await end(other, await connect(other, "alice"))
         await wait_until(lambda: len(reader.changes()) == 2)
+        await wait_until(lambda: deployment.redis.info("clients")["blocked_clients"] == 1, what="it to wait for more")
         store._blocking.xread = slow
         await connect(other, "alice")  # ends the reading under way
         await wait_until(lambda: len(reader.changes()) == 3)

@@ -267,10 +267,11 @@ async def test_for_a_slow_reader_only_the_newest_of_each_user_waits(stage):
         await one.put(watching(ids(300), receipt="r"))
         await one.receipt("r")
     peer.taking.clear()
-    [client] = [one for one in stage.endpoint.clients if one._session and one._session.user == "slow"]
+    clients = {one._session.user: one for one in stage.endpoint.clients}
+    client, reader = clients["slow"], clients["healthy"]
     for version in range(1, 102):
         stage.tell(version % 2 == 1, ids(300), version)
-        await asyncio.sleep(0)
+        await wait_until(lambda: not reader._watcher.pending, what="the one who reads to be told")
         assert len(client._out) == 0
         assert len(client._watcher.pending) <= 300
     told = len(peer.frames)
