@@ -2,7 +2,7 @@
 # with Maven, for pages Chromium. All else is set up here.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench fuzz lock clean
 
 # The first Python that is new enough; `make PYTHON=...` takes another.
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -32,6 +32,16 @@ check: .venv/dev  ## Check style, types and the direction of imports
 
 bench: .venv/dev  ## Measure
 	$(BIN)/python -m pytest benchmarks
+
+fuzz: .venv/dev  ## Fuzz a server (SECONDS=60, SEED=, LEVEL=all), or with TARGET=codec the codec
+ifeq ($(TARGET),codec)
+	$(PIP) install --target .venv/fuzz atheris==3.0.0
+	PYTHONPATH=.venv/fuzz:. $(BIN)/python tests/fuzz/codec.py -max_total_time=$(SECONDS) -max_len=4096
+else
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --level $(LEVEL) $(if $(SEED),--seed $(SEED))
+endif
+SECONDS ?= 60
+LEVEL ?= all
 
 lock: .venv/dev  ## Pin the dependencies anew, with hashes (UPGRADE=1: the newest that the ranges allow)
 	$(COMPILE) -o requirements/run.txt pyproject.toml requirements/run.in

@@ -23,7 +23,7 @@ from presence.ports import Unavailable
 
 LEEWAY_SECONDS = 10
 MIN_SECRET_BYTES = 32
-KNOWN_TOKENS = 10_000
+KNOWN_TOKENS = 1_000
 """Tokens kept as verified: whoever asks over REST brings the same one again and again."""
 FETCH_SECONDS = 5.0
 MAX_JWKS_BYTES = 1_048_576

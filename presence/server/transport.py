@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
+from h11 import LocalProtocolError
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.events import Closed
 from hypercorn.protocol.events import StreamClosed
@@ -139,13 +141,33 @@ _handle = H11Protocol.handle
 
 async def _handle_and_let_go(protocol: H11Protocol, event: Any) -> None:
     await _handle(protocol, event)
-    if isinstance(event, Closed):  # one that pipelines and leaves: its next request would wait for ever
+    if isinstance(event, Closed):
+        server: Any = getattr(protocol.send, "__self__", None)
+        await server.idle_task.stop()  # else it is waited for: 5 s in which all of the connection is kept
+        # One that pipelines and leaves: its next request would wait for ever.
         protocol.connection = H11WSConnection(protocol.connection)  # type: ignore[arg-type]  # asks to go on reading
         await protocol.can_read.set()
 
 
 H11Protocol.handle = _handle_and_let_go  # type: ignore[method-assign, assignment]
 
+
+async def _http_1(protocol: H11Protocol, request: Any) -> None:
+    """Nobody gets HTTP/2: over plain TCP no browser speaks it, and nothing limits what it lets a client do."""
+
+
+H11Protocol._check_protocol = _http_1  # type: ignore[method-assign, assignment]  # noqa: SLF001
+
+_send = H11Protocol._send_h11_event  # noqa: SLF001
+
+
+async def _send_if_it_fits(protocol: H11Protocol, event: Any) -> None:
+    """What is answered to a request whose client has broken the grammar since is dropped, without a traceback."""
+    with suppress(LocalProtocolError):
+        await _send(protocol, event)
+
+
+H11Protocol._send_h11_event = _send_if_it_fits  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
 _run = TCPServer.run
 

@@ -94,6 +94,8 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
+            if scope["type"] == "http" and (not scope["path"] or scope["path"].startswith("//")):
+                scope["path"] = "*"  # nowhere; of no path Quart would make a 500, of several slashes Werkzeug one
             return await self._app(scope, receive, send)
         await receive()  # websocket.connect
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}

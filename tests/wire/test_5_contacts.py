@@ -243,6 +243,26 @@ async def test_on_becoming_visible_there_is_a_snapshot_and_changes_go_on(contact
     assert [snapshot for _, snapshot in told(x, y)] == [True, True, False, True, True, False]
 
 
+async def test_a_conversation_left_while_one_watches_hides_and_one_joined_reveals(
+    contacts_server, connect, x, users, marker
+):
+    """WIRE §5: "or they share a conversation"; X listing Y "as a friend" meanwhile is the wrong way round."""
+    y, name = users("y"), users("conversation")
+    client = await connect(contacts_server, y)
+    await contacts_server.know(conversations={name: [y, name_of(x)]})
+    assert (await x.watch([y]))[y]["online"] is True
+    await contacts_server.know(friends={name_of(x): [y]}, conversations={name: [y]})
+    assert (await x.expect_snapshot(y, False, CACHED + SLACK)).json == {"userId": y, **HIDDEN}
+    await client.set_online(False)
+    await client.set_online(True)
+    await nothing_more(marker, x)
+    await contacts_server.know(conversations={name: [y, name_of(x)]})
+    await x.expect_snapshot(y, True, CACHED + SLACK)
+    await client.disconnect()
+    await x.expect_event(y, False)
+    assert told(x, y) == [(True, True), (False, True), (True, True), (False, False)]
+
+
 async def test_under_the_policy_anyone_strangers_are_seen(server, connect, users):
     """WIRE §5: "`anyone` (default, as the guide's API)"."""
     stranger, me = users("stranger"), users("x")

@@ -1,0 +1,210 @@
+"""A campaign: cases of all levels against one server, with a healthy neighbour beside them, and what must hold after."""  # noqa: E501
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz import peer as peers
+from tests.fuzz.generate import Bytes, Request, Socket, TokenCase, World, generate
+from tests.fuzz.peer import Finding, Peer
+from tests.support.server import ROOT, SECRET, ServerProcess, environment
+from tests.support.waiting import wait_until
+
+SLOTS = {"http": 24, "websocket": 8, "stomp": 8, "rest": 4, "token": 4}  # connections at a time
+SHARE = {"http": 0.03, "websocket": 0.35, "stomp": 0.54, "rest": 0.04, "token": 0.04}  # of the messages
+GROWTH = 10 * 2**20  # bytes
+MANY = 20  # findings after which a campaign gives up
+
+
+class Campaign:
+    """One server, and what is sent to it."""
+
+    def __init__(
+        self, seed: str, levels: tuple[str, ...], say: Callable[[str], object] = print, **settings: Any
+    ) -> None:
+        self.seed = seed
+        self.levels = levels
+        self.findings: list[str] = []
+        self.messages: Counter[str] = Counter()
+        self.connections: Counter[str] = Counter()
+        self.answers: dict[str, Counter[str]] = {level: Counter() for level in levels}
+        self.report: dict[str, Any] = {}
+        self.server = ServerProcess(**{"lease_seconds": 5, "cleanup_seconds": 5} | settings)
+        self._say = say
+        self._next: Counter[str] = Counter()
+        self._world = World(SECRET.encode(), time.time())
+
+    async def run(self, *, messages: int = 0, seconds: float = 0.0) -> None:
+        """Warm up with a tenth as much, take the measures, and go on for so many messages or seconds."""
+        await self.server.ready()
+        pid = self.server.pid
+        neighbour = await self._neighbour()
+        try:
+            await asyncio.sleep(2)
+            quiet = await self._ask(neighbour)
+            await self._attack(messages // 10, min(seconds / 10, 30))
+            await self._settle(None)
+            before = self._memory(), self._files()
+            await self._ask(neighbour)
+            began = time.monotonic()
+            await self._attack(messages, seconds)
+            took = time.monotonic() - began
+            attacked = await self._ask(neighbour)
+            await self._settle(before[1])
+            growth = self._memory() - before[0]
+            self.report = {"took": took, "rss": before[0], "growth": growth, "quiet": quiet, "attacked": attacked}
+            if growth > GROWTH:
+                self.findings.append(f"all: the server grew by {growth / 2**20:.1f} MiB")
+            if not self.server.running or self.server.pid != pid:
+                self.findings.append("all: the server is gone")
+        finally:
+            neighbour.kill()
+            await neighbour.wait()
+        if "Traceback" in self.server.log or " ERROR " in self.server.log:
+            at = self.server.log.find("Traceback")
+            self.findings.append(
+                f"all: the log holds a traceback or an error: {self.server.log[max(at - 300, 0) : at + 3_000]}"
+            )
+
+    async def only(self, level: str, number: int) -> None:
+        """Send one case."""
+        await self.server.ready()
+        await self._one(level, number, {})
+        await asyncio.sleep(0.5)
+        if "Traceback" in self.server.log:
+            self.findings.append(self.server.log)
+
+    async def _attack(self, messages: int, seconds: float) -> None:
+        until = time.monotonic() + seconds if seconds else float("inf")
+        total = sum(SHARE[level] for level in self.levels)
+        async with asyncio.TaskGroup() as group:
+            for level in self.levels:
+                most = self.messages[level] + (messages * SHARE[level] / total if messages else float("inf"))
+                for _ in range(SLOTS[level]):
+                    group.create_task(self._slot(level, most, until))
+
+    async def _slot(self, level: str, most: float, until: float) -> None:
+        kept: dict[str, Peer] = {}
+        while self.messages[level] < most and time.monotonic() < until and len(self.findings) < MANY:
+            number = self._next[level]
+            self._next[level] += 1
+            await self._one(level, number, kept)
+        for one in kept.values():
+            one.transport.abort()
+
+    async def _one(self, level: str, number: int, kept: dict[str, Peer]) -> None:
+        case = generate(self.seed, level, number, self._world)
+        self.messages[level] += case.messages
+        try:
+            outcome = await self._send(case, kept)
+        except (Finding, OSError, ValueError, KeyError) as error:
+            outcome = "FINDING"
+            line = f"{level} {number} ({case.kind}): {error!r}"
+            self.findings.append(line)
+            self._say(f"FINDING --seed {self.seed} --level {level} --only {number}: {line}")
+        self.answers[level][outcome] += 1
+
+    async def _send(self, case: Any, kept: dict[str, Peer]) -> str:
+        port = self.server.port
+        match case:
+            case Bytes():
+                self.connections["http"] += 1
+                return await peers.http(case, port)
+            case Socket():
+                self.connections["socket"] += 1
+                return await peers.socket(case, port)
+            case TokenCase() if case.by != "rest":
+                return await peers.token_on_socket(case, port, self._world)
+            case TokenCase():
+                case = peers.token_request(case)
+        assert isinstance(case, Request)
+        if "rest" not in kept or kept["rest"].closed or kept["rest"].transport.is_closing():
+            kept["rest"] = await Peer.open(port)
+            self.connections["rest"] += 1
+        peer = kept["rest"]
+        try:
+            status, headers, body = await peers.ask(peer, case.data, case.method)
+        except Finding:
+            del kept["rest"]
+            peer.transport.abort()
+            raise
+        if headers.get("connection", "").lower() == "close" or status == 413 or case.method not in ("GET", "POST"):
+            peer.transport.abort()
+            del kept["rest"]
+        return peers.check(status, headers, body, case)
+
+    # What must hold
+
+    async def _settle(self, files: int | None) -> None:
+        """Wait until nothing is left of any connection: no session, nobody online, no file."""
+        redis = self.server.redis()
+
+        def leftovers() -> list[str]:
+            online: Any = redis.smembers("presence:online")
+            found = [user for user in online if user.startswith("fuzz-") and "-" in user[5:]]
+            for pattern in ("online:*", "sessions"):
+                keys: Any = redis.keys(f"presence:user:fuzz-*-*:{pattern}")
+                found += keys
+            return found
+
+        try:
+            await wait_until(lambda: not leftovers(), 15, what="nobody to be left online", every=0.2)
+            if files is not None:
+                await wait_until(lambda: self._files() <= files + 5, 20, what="the files to be closed", every=0.2)
+            else:
+                await asyncio.sleep(0.5)
+        except AssertionError as error:
+            self.findings.append(f"all: {error}; {leftovers()[:5]}, {self._files()} files, before {files}")
+
+    def _memory(self) -> int:
+        return int(Path(f"/proc/{self.server.pid}/statm").read_text().split()[1]) * 4096
+
+    def _files(self) -> int:
+        return len(list(Path(f"/proc/{self.server.pid}/fd").iterdir()))
+
+    async def _neighbour(self) -> asyncio.subprocess.Process:
+        tokens = [self.server.token(f"fuzz-{name}") for name in ("neighbour", "watcher", "flipper")]
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.fuzz.neighbour", self.server.ws, *tokens, cwd=ROOT,
+            env=environment({}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+
+    async def _ask(self, neighbour: asyncio.subprocess.Process) -> Mapping[str, Any]:
+        assert neighbour.stdin is not None
+        assert neighbour.stdout is not None
+        neighbour.stdin.write(b"\n")
+        line = await asyncio.wait_for(neighbour.stdout.readline(), 10)
+        if not line:
+            self.findings.append("all: the neighbour is gone")
+            return {}
+        answer: dict[str, Any] = json.loads(line)
+        if answer["error"]:
+            self.findings.append(f"all: the neighbour was not answered: {answer['error']}")
+        return answer
+
+    def lines(self) -> list[str]:
+        """The counts."""
+        out = []
+        for level in self.levels:
+            kinds = ", ".join(f"{kind}: {count}" for kind, count in self.answers[level].most_common())
+            out.append(f"{level}: {self.messages[level]} messages in {self._next[level]} cases; {kinds}")
+        if self.report:
+            quiet, attacked = (self.report[name]["beats"] for name in ("quiet", "attacked"))
+            flips = [self.report[name]["flips"] for name in ("quiet", "attacked")]
+            out.append(
+                f"server: {self.report['rss'] / 2**20:.0f} MiB, grew by {self.report['growth'] / 2**20:.1f} MiB in {self.report['took']:.0f} s"  # noqa: E501
+            )
+            out.append(
+                f"neighbour, heartbeat: p50 {quiet['p50']:.1f} → {attacked['p50']:.1f} ms, p99 {quiet['p99']:.1f} → {attacked['p99']:.1f} ms (× {attacked['p99'] / max(quiet['p99'], 0.01):.1f}), max {attacked['max']:.0f} ms of {attacked['answers']}"  # noqa: E501
+            )
+            out.append(
+                f"neighbour, change: p50 {flips[0]['p50']:.1f} → {flips[1]['p50']:.1f} ms, p99 {flips[0]['p99']:.1f} → {flips[1]['p99']:.1f} ms, max {flips[1]['max']:.0f} ms of {flips[1]['answers']}"  # noqa: E501
+            )
+        return [*out, f"{sum(self.messages.values())} messages, {len(self.findings)} findings"]
