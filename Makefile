@@ -30,8 +30,9 @@ check: .venv/dev  ## Check style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: .venv/dev  ## Measure
+bench: .venv/dev  ## Measure the small parts, then the table of docs/performance.md (ROWS="connects churn": some of it)
 	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m benchmarks $(ROWS)
 
 fuzz: .venv/dev  ## Fuzz a server (SECONDS=60, SEED=, LEVEL=all), or with TARGET=codec the codec
 ifeq ($(TARGET),codec)

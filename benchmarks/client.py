@@ -89,6 +89,8 @@ class Socket(asyncio.Protocol):
                 size = int.from_bytes(data[2:start], "big")
             if len(data) < start + size:
                 break
+            if data[0] & 0x0F == 8:
+                return self.transport.close()
             if data[0] & 0x0F < 3:
                 self.messages += 1
                 if self.on_message is not None:

@@ -284,7 +284,7 @@ async def fill(store: RedisStore, names: Sequence[str]) -> list[Session]:
 
 
 LIVE = 100_000
-ENDS = 100
+ENDS = 200  # of leases, in each run
 WAIT = 10.0  # s that the guide's design is given beyond the end of the last lease
 
 
@@ -330,7 +330,7 @@ async def lease_ends() -> list[Row]:
             ends: dict[str, float] = {}
             for name, one in zip(names, leaving, strict=True):
                 one.abort()
-                await asyncio.sleep(random.uniform(0.0, 0.08))
+                await asyncio.sleep(random.uniform(0.0, 0.04))
                 before_end = redis.zrange(f"presence:user:{name}:sessions", 0, 0, withscores=True)
                 assert isinstance(before_end, list)
                 ends[name] = float(before_end[0][1]) / 1000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from presence.core.model import Status
 from presence.stomp.frames import Limits, Parser, encode
 
@@ -31,6 +33,12 @@ def test_parse_a_thousand_heartbeats_each_in_its_own_message(benchmark):
 
 def test_parse_a_thousand_heartbeats_in_pieces_of_a_kilobyte(benchmark):
     assert benchmark(read_all, HEARTBEAT * FRAMES, 1024) == FRAMES
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2"])
+def test_encode_a_thousand_messages_by_version(benchmark, version):
+    body = Status("user-1", True, 1752748200123456).event
+    assert benchmark(lambda: [encode("MESSAGE", MESSAGE, body, version=version) for _ in range(FRAMES)])
 
 
 def test_parse_a_frame_of_a_thousand_ids(benchmark):
