@@ -121,9 +121,12 @@ class Socket(asyncio.Protocol):
         self.on_message = None
         return message
 
-    async def watch(self, users: Iterable[str]) -> None:
-        """Subscribe to the queue, and watch these users; their snapshots have come when this returns."""
+    def subscribe(self) -> None:
+        """Subscribe to the queue."""
         self.write(frame(b"SUBSCRIBE\nid:0\ndestination:/user/queue/online-status\n\n\0"))
+
+    async def watch(self, users: Iterable[str]) -> None:
+        """Watch these users; their snapshots have begun to come when this returns."""
         await self.ask(send("/app/presence.subscribe", {"userIds": list(users)}))
 
     def abort(self) -> None:

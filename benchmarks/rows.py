@@ -161,6 +161,7 @@ async def edges() -> list[Row]:
     async with Servers() as servers:
         server, bare = await servers.presence(), await servers.bare("echo")
         [alice, bob] = await sessions(server, ["alice", "bob"])
+        bob.subscribe()
         await bob.watch(["alice"])
         [echo] = await sockets(bare, 1)
 
@@ -208,6 +209,8 @@ async def deliveries() -> list[Row]:
         server, bare = await servers.presence(), await servers.bare("broadcast")
         [alice] = await sessions(server, ["alice"])
         watchers = await sessions(server, users(2_000))
+        for watcher in watchers:
+            watcher.subscribe()
         await in_waves([partial(watcher.watch, ["alice"]) for watcher in watchers])
         others = await sockets(bare, 2_000)
         for one in watchers + others:
@@ -299,6 +302,7 @@ async def lease_ends() -> list[Row]:
         redis = server.redis()
         beating = await sessions(server, users(2_000))
         [watcher] = await sessions(server, ["watcher"])
+        watcher.subscribe()
         async with running(f"unix://{server.data_dir}/valkey.sock", 3600) as store:
             await fill(store, users(LIVE - len(beating), kind=1))
         listener = Process()

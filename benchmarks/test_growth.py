@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -81,11 +82,14 @@ WORK = (parse_frames, parse_in_pieces, parse_headers, tell_sessions, tell_users,
 def growth(work: Callable[[int], object]) -> float:
     """Return the cost at ten times the size in ratio to that at the size: the best of some runs of each."""
     best = {SIZE: float("inf"), 10 * SIZE: float("inf")}
+    gc.collect()
+    gc.disable()  # it would run at the larger size alone
     for _ in range(RUNS):
         for size, before in best.items():
             began = perf_counter()
             assert work(size)
             best[size] = min(before, perf_counter() - began)
+    gc.enable()
     return best[10 * SIZE] / best[SIZE]
 
 

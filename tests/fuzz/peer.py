@@ -218,7 +218,10 @@ class Told:
             return
         if self.error is not None:
             raise Finding(f"{text[:100]!r} after {self.error}")
-        for one in stomp_client.decode(text, self.version if self.connected else "1.0"):
+        version = self.version if self.connected else "1.0"
+        if version != "1.2":  # which alone can escape the CR of a receipt id that is given back
+            text = text.replace("\r", "?")
+        for one in stomp_client.decode(text, version):
             match one.command:
                 case "RECEIPT":
                     self.receipts.append(one.headers["receipt-id"])

@@ -1,9 +1,11 @@
-"""100,000 hostile messages, of all levels: the server lives, leaks nothing, logs no traceback, keeps its neighbours."""
+"""100,000 hostile messages, of all levels: the server lives, leaks nothing, logs no traceback, keeps its neighbours.
+
+The same ones each time, or those of PRESENCE_TEST_SEED; `make fuzz` looks for others.
+"""
 
 from __future__ import annotations
 
 import os
-import secrets
 
 import pytest
 
@@ -17,7 +19,7 @@ MESSAGES = 100_000
 @pytest.mark.parametrize("level", LEVELS)
 async def test_hostile_messages_harm_neither_the_server_nor_a_neighbour(level):
     """DESIGN §7: "A clear error, and nothing lost"; "What one client does never delays [...] another"."""
-    seed = os.environ.get("PRESENCE_TEST_SEED") or secrets.token_hex(4)
+    seed = os.environ.get("PRESENCE_TEST_SEED", "1")
     campaign = Campaign(seed, (level,), say=lambda _: None)
     campaign.server.start()
     try:

@@ -128,15 +128,18 @@ async def test_a_hidden_user_is_answered_exactly_like_one_never_seen(contacts_se
 
     async def answers(name: str) -> tuple[str, list[str]]:
         """All that is answered, and what the store is asked about the user meanwhile."""
+        await contacts_server.know(friends={me: [name]})
         with redis.monitor() as monitor:
             snapshot = (await x.watch([name]))[name]
             batch = await contacts_server.post("/api/presence/batch", me, json=[name])
             check = await contacts_server.get(f"/api/presence/check/{name}", me)
+            friends = await contacts_server.get("/api/presence/friends", me)
             redis.echo("the end")
             commands = list(itertools.takewhile(lambda one: one != "ECHO the end", commands_of(monitor)))
-        assert (batch.status, check.status) == (200, 200)
-        headers = [[one for one in answer.headers.items() if one[0] != "date"] for answer in (batch, check)]
-        text = json.dumps([snapshot, batch.body.decode(), check.body.decode(), headers])
+        rest = (batch, check, friends)
+        assert [answer.status for answer in rest] == [200, 200, 200]
+        headers = [[one for one in answer.headers.items() if one[0] != "date"] for answer in rest]
+        text = json.dumps([snapshot, [answer.body.decode() for answer in rest], headers])
         # The one number that differs is the highest version that the server has seen.
         asked = [re.sub(r"\b\d{16}\b", "", one).replace(name, "NAME") for one in commands if name in one]
         return text.replace(name, "NAME"), list(dict.fromkeys(asked))  # on a busy machine one may be asked twice
