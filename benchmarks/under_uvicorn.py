@@ -15,7 +15,13 @@ from presence import bootstrap, settings
 async def serve(app: Any, config: Config, shutdown_trigger: Callable[[], Awaitable[object]]) -> None:
     """What `hypercorn.asyncio.serve` does, as far as the presence server asks for it."""
     fd = int(config.bind[0].removeprefix("fd://"))
-    options: dict[str, Any] = {"ws": "wsproto", "lifespan": "off", "backlog": config.backlog, "server_header": False}
+    options: dict[str, Any] = {
+        "ws": "wsproto",
+        "ws_ping_interval": None,
+        "lifespan": "off",
+        "backlog": config.backlog,
+        "server_header": False,
+    }
     server = uvicorn.Server(uvicorn.Config(app, fd=fd, log_level="warning", access_log=False, **options))
     serving = asyncio.create_task(server._serve())  # `serve` would take over the signals
     await shutdown_trigger()
