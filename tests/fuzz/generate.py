@@ -199,7 +199,7 @@ def _claims(rng: random.Random, world: World, user: str) -> tuple[object, bool |
         case 5:
             return good | {"sub": rng.choice((None, 7, [user], {}, True, bad_id(rng)))}, False, "sub odd"
         case 6:
-            return good | {"nbf": rng.choice((now + 60, now + 1e6))}, False, "not yet"
+            return good | {"nbf": rng.choice((now + 1e6, now + 1e9))}, False, "not yet"
         case 7:
             return good | {"nbf": odd}, None, "nbf odd"
         case 8:
