@@ -181,9 +181,11 @@ async def test_nobody_gets_http_2(start_server, asked, status):
     server = await start_server()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(asked)
-    answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+    try:
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+    finally:
+        writer.transport.abort()
     assert answer.split()[:2] == [b"HTTP/1.1", status]
-    writer.transport.abort()
 
 
 def test_a_client_whose_bytes_make_the_server_raise_is_one_line_in_the_log(caplog):
