@@ -64,6 +64,7 @@ async def test_it_signs_off_and_on_again(server, node_clients, users):
     await node_clients.do("a", "activate", url=server.ws, token=server.token(alice), watch=[bob])
     await node_clients.watching("a")
     await node_clients.do("b", "activate", url=server.ws, token=server.token(bob))
+    await node_clients.saw("b", "connected")
     await node_clients.saw_change("a", bob, True)
     await node_clients.do("b", "send", destination="/app/online-status", body='{"online": false}')
     await node_clients.saw_change("a", bob, False)
