@@ -22,6 +22,7 @@ async def test_it_is_told_of_both_edges_of_whom_it_watches(server, node_clients,
     assert {(one["userId"], one["online"], one["snapshot"]) for one in snapshots} == {(bob, False, True)}
 
     await node_clients.do("b", "activate", url=server.ws, token=server.token(bob))
+    await node_clients.saw("b", "connected")
     online = await node_clients.saw_change("a", bob, True)
     await node_clients.do("b", "deactivate")
     offline = await node_clients.saw_change("a", bob, False)
@@ -130,6 +131,7 @@ async def test_it_comes_over_sockjs(server, node_clients, users):
     await node_clients.do("a", "activate", url=url, token=server.token(alice), watch=[bob], sockjs=True)
     await node_clients.watching("a", timeout=10)
     await node_clients.do("b", "activate", url=url, token=server.token(bob), sockjs=True)
+    await node_clients.saw("b", "connected", timeout=10)
     await node_clients.saw_change("a", bob, True, timeout=10)
     await node_clients.do("b", "deactivate")
     await node_clients.saw_change("a", bob, False)
