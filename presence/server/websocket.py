@@ -477,16 +477,19 @@ class Client:
 
     async def _news(self) -> list[bytes]:
         """Return MESSAGEs for the changes that are pending."""
-        watcher = self._watcher
-        if watcher is None or not watcher.pending or not self._stomp.subscriptions:
+        if not self._has_news:
             return []
         out = await self._revised() if self._endpoint.service.rules.contacts_only else []
         return out + self._flips()
 
+    @property
+    def _has_news(self) -> bool:
+        return self._watcher is not None and bool(self._watcher.pending) and bool(self._stomp.subscriptions)
+
     def _flips(self) -> list[bytes]:
-        watcher, told = self._watcher, self._told
-        if watcher is None or not watcher.pending or not self._stomp.subscriptions:
+        if not self._has_news:
             return []
+        (_, watcher), told = self._connected, self._told
         return _pack(self._stomp.message(to, status.event) for status in watcher.flips() for to in told)
 
     async def _revised(self) -> list[bytes]:
@@ -521,19 +524,21 @@ class Client:
         self._ready = False
         if self._writer is not None or self._ending is not None:
             return
-        self._write_now()
-        news = self._watcher is not None and bool(self._watcher.pending)
-        if news and not self._out and self._transport.clear and not self._endpoint.service.rules.contacts_only:
-            self._out.extend(self._flips())
-            self._write_now()
-            news = False
+        self._write_now(self._out)
+        flips: list[bytes] = []
+        if not self._out and self._transport.clear and not self._endpoint.service.rules.contacts_only:
+            flips = self._flips()
+            self._write_now(flips)
+            rest = bool(flips)
+        else:
+            rest = bool(self._out) or self._has_news
         self._make_room()
-        if self._out or news:
-            self._writer = asyncio.create_task(self._write())
+        if rest:
+            self._writer = asyncio.create_task(self._write(flips))
 
-    def _write_now(self) -> None:
-        while self._out and isinstance(data := self._out[0], bytes) and self._transport.write(self._wrapped(data)):
-            self._out.pop(0)
+    def _write_now(self, items: list[bytes] | list[Outgoing]) -> None:
+        while items and isinstance(data := items[0], bytes) and self._transport.write(self._wrapped(data)):
+            items.pop(0)
             self._stomp.sent(time.monotonic())
 
     def _make_room(self) -> None:
@@ -541,8 +546,10 @@ class Client:
             self._room.set()
             self._room = None
 
-    async def _write(self) -> None:
+    async def _write(self, first: list[bytes]) -> None:
         try:
+            for data in first:
+                await self._transmit(data)
             while True:
                 if not self._out:
                     messages: bytes | list[bytes] = await self._news()

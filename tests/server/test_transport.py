@@ -337,7 +337,7 @@ async def test_a_slow_reader_of_300_users_that_flip_is_dropped_and_delays_nobody
             assert len(client._watcher.pending) <= 300
     assert "a client is dropped: slow reader" in caplog.text
     assert buffered < 300_000, "one message on its way, besides what the transport holds"
-    assert out < 40, "one change of each user, in messages of 32 KB"
+    assert out < 20
     assert waited < 3
     changes: dict[str, list[bool]] = {user: [] for user in users}
     for frame in healthy.frames[told:]:
