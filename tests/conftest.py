@@ -18,7 +18,7 @@ pytest.register_assert_rewrite("tests.support")
 from tests.support import versions  # noqa: E402 - its asserts are to be rewritten
 from tests.support.deployment import Deployment  # noqa: E402
 from tests.support.raw_websocket import RawWebSocket  # noqa: E402
-from tests.support.server import ServerProcess  # noqa: E402
+from tests.support.server import ServerProcess, running  # noqa: E402
 from tests.support.stomp_client import StompClient  # noqa: E402
 from tests.support.store import ValkeyProcess  # noqa: E402
 
@@ -41,13 +41,8 @@ class Connect(Protocol):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[ServerProcess]:
     """A server with a lease of 2 s and an embedded store, shared by the tests of a module, each with its own users."""
-    process = ServerProcess(lease_seconds=2)
-    try:
-        yield await process.start().ready()
-    except BaseException:
-        process.close()
-        raise
-    await process.finish()
+    async with running(lease_seconds=2) as process:
+        yield process
 
 
 @pytest_asyncio.fixture

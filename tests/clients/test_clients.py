@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from tests.clients.conftest import HERE, Clients, chromium, driven, java, node_version, note_modules
 from tests.support import versions
-from tests.support.server import ROOT, ServerProcess
+from tests.support.server import ROOT, ServerProcess, running
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -104,13 +104,8 @@ async def clients(kind: Kind) -> AsyncIterator[Clients]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[ServerProcess]:
     """Leases and grace outlast a test: a session that is over at once was ended by its client's word."""
-    process = ServerProcess(lease_seconds=60, grace_seconds=40)
-    try:
-        yield await process.start().ready()
-    except BaseException:
-        process.close()
-        raise
-    await process.finish()
+    async with running(lease_seconds=60, grace_seconds=40) as process:
+        yield process
 
 
 async def connect(clients: Clients, server: ServerProcess, *names: str) -> None:

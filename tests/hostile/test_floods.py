@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from tests.hostile.conftest import MIB, resident
 from tests.support.raw_websocket import PING, TEXT, RawWebSocket, ws_frame
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, running
 from tests.support.stomp_client import QUEUE, Frame, encode
 from tests.support.waiting import wait_until
 
@@ -29,13 +29,8 @@ EMPTY = ws_frame(TEXT, b"", flags=0) + ws_frame(0, b"", flags=0) * 2_000 + ws_fr
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def flooded() -> AsyncIterator[ServerProcess]:
     """A server that gives up slow readers after 1 s."""
-    process = ServerProcess(lease_seconds=60, send_seconds=1)
-    try:
-        yield await process.start().ready()
-    except BaseException:
-        process.close()
-        raise
-    await process.finish()
+    async with running(lease_seconds=60, send_seconds=1) as process:
+        yield process
 
 
 async def flood(server: ServerProcess, user: str, data: bytes, path: str = "") -> bool:

@@ -8,7 +8,8 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -201,6 +202,18 @@ class ServerProcess(Process):
             versions.note("Valkey", str(info["valkey_version"]))
         else:
             versions.note("Redis", str(info["redis_version"]))
+
+
+@asynccontextmanager
+async def running(**settings: object) -> AsyncIterator[ServerProcess]:
+    """A server for the tests of a module: ready, and at the end stopped, which must go well."""
+    process = ServerProcess(**settings)  # type: ignore[arg-type]
+    try:
+        yield await process.start().ready()
+    except BaseException:
+        process.close()
+        raise
+    await process.finish()
 
 
 async def run_presence(*arguments: str, timeout: float = 50.0, **settings: object) -> tuple[int, str, str]:

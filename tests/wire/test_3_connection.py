@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.raw_websocket import CLOSE, PING, PONG, TEXT, RawWebSocket, ws_frame
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, running
 from tests.support.stomp_client import Frame, decode, encode
 from tests.support.waiting import wait_until
 
@@ -29,15 +29,10 @@ WATCH = 'SEND\ndestination:/app/presence.subscribe\n\n{"userIds": ["a", "b"]}\0'
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hasty() -> AsyncIterator[ServerProcess]:
     """Short times: 0.7 s to connect, beats and pings every 0.3 s, 1.5 s of silence; and a long lease."""
-    process = ServerProcess(
+    async with running(
         connect_seconds=0.7, beat_seconds=0.3, ping_seconds=0.3, silence_seconds=SILENCE, lease_seconds=60
-    )
-    try:
-        yield await process.start().ready()
-    except BaseException:
-        process.close()
-        raise
-    await process.finish()
+    ) as process:
+        yield process
 
 
 def connect_frame(server: ServerProcess, user: str, **headers: str) -> str:

@@ -21,7 +21,7 @@ from presence.server.budget import IdBudget
 from presence.server.origins import Origins
 from presence.server.websocket import Endpoint, EndpointLimits
 from presence.service import PresenceService, Rules
-from tests.support.server import SECRET, ServerProcess
+from tests.support.server import SECRET, ServerProcess, running
 from tests.support.stomp_client import StompClient
 from tests.support.stub_store import StubStore
 from tests.support.truth import Truth, nothing_more, told
@@ -34,13 +34,8 @@ SLACK = 2.0
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def contacts_server() -> AsyncIterator[ServerProcess]:
     """A server with the policy `contacts`, on which a session watches at most 10 users."""
-    process = ServerProcess(lease_seconds=30, watch_policy="contacts", max_watches=10)
-    try:
-        yield await process.start().ready()
-    except BaseException:
-        process.close()
-        raise
-    await process.finish()
+    async with running(lease_seconds=30, watch_policy="contacts", max_watches=10) as process:
+        yield process
 
 
 @pytest_asyncio.fixture

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from presence.settings import Settings
 from tests.support.raw_websocket import TEXT
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, running
 from tests.support.stomp_client import QUEUE, Frame, StompClient, encode
 from tests.support.waiting import wait_until
 
@@ -25,7 +25,7 @@ BEAT = "SEND\ndestination:/app/heartbeat\n\n\0"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def narrow() -> AsyncIterator[ServerProcess]:
     """A server with limits that are soon met."""
-    process = ServerProcess(
+    async with running(
         max_frames_per_second=5,
         max_frames_burst=20,
         max_ids_per_second=20,
@@ -36,13 +36,8 @@ async def narrow() -> AsyncIterator[ServerProcess]:
         grace_seconds=1.5,
         lease_seconds=2,
         send_seconds=1,
-    )
-    try:
-        yield await process.start().ready()
-    except BaseException:
-        process.close()
-        raise
-    await process.finish()
+    ) as process:
+        yield process
 
 
 def watch(users: list[str], command: str = "subscribe", **headers: str) -> str:
