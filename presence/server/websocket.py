@@ -225,12 +225,13 @@ class Client:
             self._parked = False
             if message["type"] == "websocket.disconnect":
                 return
-            await self._handle_all(message)
+            text = message.get("text")
+            await self._handle_all(message["bytes"] if text is None else text.encode())
             while len(self._out) > OUT_LIMIT and self._ending is None:
                 self._room = asyncio.Event()
                 await self._room.wait()
 
-    async def _take(self, message: MutableMapping[str, Any]) -> bool:
+    async def _take(self, message: bytes) -> bool:
         """Handle the message in the task that read it, if nobody has to wait for its effect."""
         if self._session is None or not self._parked or len(self._out) > OUT_LIMIT:
             return False
@@ -241,7 +242,7 @@ class Client:
             self._abort("server error")
         return True
 
-    async def _handle_all(self, message: MutableMapping[str, Any]) -> None:
+    async def _handle_all(self, message: bytes) -> None:
         try:
             for data in self._unwrap(message):
                 for event in self._stomp.receive(data, time.monotonic()):
@@ -249,13 +250,12 @@ class Client:
         except StompError as error:
             self._fail(error)
 
-    def _unwrap(self, message: MutableMapping[str, Any]) -> Iterator[bytes]:
-        text = message.get("text")
+    def _unwrap(self, message: bytes) -> Iterable[bytes]:
         if not self._is_sockjs:
-            yield message["bytes"] if text is None else text.encode()
-        elif self._ending is None:
-            for part in sockjs.unwrap(text or (message["bytes"] or b"").decode(errors="replace")):
-                yield part.encode()
+            return (message,)
+        if self._ending is not None:
+            return ()
+        return (part.encode() for part in sockjs.unwrap(message.decode(errors="replace")))
 
     async def _handle(self, event: stomp.Event) -> None:
         """Take the effect of one frame. Waits only for the record of a new session."""

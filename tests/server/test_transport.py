@@ -16,6 +16,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from hypercorn.asyncio import serve
+from hypothesis import given
+from hypothesis import strategies as st
+from wsproto.connection import Connection as WSConnection
+from wsproto.connection import ConnectionType
+from wsproto.events import Message
 
 from presence import stomp
 from presence.bootstrap import _config, _listen
@@ -24,10 +29,10 @@ from presence.server import websocket
 from presence.server.auth import TokenVerifier, make_token
 from presence.server.budget import IdBudget
 from presence.server.origins import Origins
-from presence.server.transport import Transport, log_dropped
+from presence.server.transport import Transport, _message, log_dropped
 from presence.server.websocket import Endpoint, EndpointLimits
 from presence.settings import load
-from tests.support.raw_websocket import CLOSE, PING, TEXT, RawWebSocket, ws_frame
+from tests.support.raw_websocket import BINARY, CLOSE, PING, PONG, TEXT, RawWebSocket, ws_frame
 from tests.support.stomp_client import QUEUE, Frame, StompClient, encode
 from tests.support.stub_store import StubStore, service_on, tell
 from tests.support.waiting import wait_until
@@ -218,6 +223,101 @@ async def test_no_compression_is_agreed_whatever_is_offered(serving, raw):
     bomb = deflate.compress(b"\n" * 200_000_000) + deflate.flush(zlib.Z_SYNC_FLUSH)
     ws.write(TEXT, bomb[:-4], flags=0b1100)
     await ws.ended()
+
+
+# Messages that are read without wsproto
+
+
+@given(
+    opcode=st.sampled_from([*[TEXT] * 6, *[BINARY] * 3, CLOSE, PING, 0, 3]),
+    flags=st.sampled_from([*[8] * 6, 0, 9, 12]),
+    payload=st.binary(max_size=70) | st.text(max_size=300).map(str.encode) | st.just(b"x" * 70_000),
+    key=st.sampled_from([b"mask", b"\xff\x00\x80A", bytes(4), None]),
+    length=st.sampled_from([*[7] * 6, 16, 64]),
+    cut=st.sampled_from([*[0] * 6, 1, 3]),
+    after=st.binary(max_size=9),
+)
+def test_what_is_read_without_wsproto_is_what_wsproto_reads(opcode, flags, payload, key, length, cut, after):
+    """And what it would refuse, or wait for more of, is left to it."""
+    size = len(payload)
+    length = length if size < 126 else 16 if size < 2**16 else 64
+    sizes = {7: bytes([size & 127]), 16: b"\x7e" + (size & 0xFFFF).to_bytes(2), 64: b"\x7f" + size.to_bytes(8)}[length]
+    head = bytes([flags << 4 | opcode, sizes[0] | (0x80 if key else 0)]) + sizes[1:] + (key or b"")
+    frame = head + bytes(octet ^ (key or bytes(4))[at % 4] for at, octet in enumerate(payload))
+    data = b"earlier" + frame[: len(frame) - cut] + (after if cut == 0 else b"")
+    found = _message(data, len(b"earlier"), 250)
+
+    reference = WSConnection(ConnectionType.SERVER)
+    reference.receive_data(data[len(b"earlier") :])
+    first = next(iter(reference.events()), None)
+    whole = isinstance(first, Message) and first.frame_finished and first.message_finished
+    if isinstance(first, Message) and whole and key and size <= 250:
+        assert found is not None
+        assert found == (
+            first.data.encode() if isinstance(first.data, str) else first.data,
+            len(b"earlier") + len(frame),
+        )
+    else:
+        assert found is None
+
+
+@pytest.mark.parametrize("step", [1, 7, 64, 10_000])
+async def test_messages_take_effect_in_order_however_they_are_framed_and_cut(serving, raw, step):
+    """Whole frames are read by us, the others by wsproto: neither overtakes the other."""
+    server = await serving()
+    ws = await raw(server.url)
+    ws.write(TEXT, connecting("user"))
+    assert (await ws.frame()).payload.startswith(b"CONNECTED")
+    sent = b""
+    for number in range(40):
+        beat = encode(Frame("SEND", {"destination": "/app/heartbeat", "receipt": str(number)})).encode()
+        match number % 4:
+            case 0:
+                sent += ws_frame(TEXT, beat)
+            case 1:
+                sent += ws_frame(TEXT, beat[:9], flags=0) + ws_frame(PING, b"%d" % number) + ws_frame(0, beat[9:])
+            case 2:
+                sent += ws_frame(BINARY, beat)
+            case 3:
+                sent += ws_frame(TEXT, beat[:30]) + ws_frame(TEXT, beat[30:])
+    for at in range(0, len(sent), step):
+        ws.writer.write(sent[at : at + step])
+        await asyncio.sleep(0)
+    frames = [await ws.frame() for _ in range(50)]
+    receipts = [int(frame.payload.partition(b"receipt-id:")[2].split()[0]) for frame in frames if frame.opcode == TEXT]
+    assert receipts == list(range(40))
+    assert [int(frame.payload) for frame in frames if frame.opcode == PONG] == list(range(1, 40, 4))
+    ws.abort()
+
+
+@pytest.mark.parametrize("cut", [2, 8], ids=["in the head", "after the head"])
+async def test_the_rest_of_a_frame_is_not_taken_for_a_frame(serving, raw, cut):
+    """At both places what follows looks like the head of one: the length, 0x8190, and the masked payload."""
+    server = await serving()
+    ws = await raw(server.url)
+    ws.write(TEXT, connecting("user"))
+    assert (await ws.frame()).payload.startswith(b"CONNECTED")
+    beat = b"SEND\ndestination:/app/heartbeat\nreceipt:1\n\n\0".ljust(0x8190, b"\n")
+    key = bytes([beat[0] ^ 0x81, beat[1] ^ 0x80, 0, 0])
+    frame = b"\x82\xfe\x81\x90" + key + bytes(octet ^ key[at % 4] for at, octet in enumerate(beat))
+    ws.writer.write(ws_frame(PING) + frame[:cut])
+    assert (await ws.frame()).opcode == PONG
+    ws.writer.write(frame[cut:])
+    assert (await ws.frame()).payload == b"RECEIPT\nreceipt-id:1\n\n\0"
+    ws.abort()
+
+
+async def test_a_message_within_another_is_refused(serving, raw):
+    """RFC 6455 §5.4: "The fragments of one message MUST NOT be interleaved between the fragments of another"."""
+    server = await serving()
+    ws = await raw(server.url)
+    ws.write(TEXT, connecting("user"))
+    assert (await ws.frame()).payload.startswith(b"CONNECTED")
+    ws.writer.write(ws_frame(TEXT, b"\n", flags=0) + ws_frame(PING))
+    assert (await ws.frame()).opcode == PONG
+    ws.write(TEXT, b"\n")
+    await ws.ended(2)
+    ws.abort()
 
 
 # What is left behind
