@@ -34,15 +34,16 @@ bench: .venv/dev  ## Measure the small parts, then the table of docs/performance
 	$(BIN)/python -m pytest benchmarks
 	$(BIN)/python -m benchmarks $(ROWS)
 
-fuzz: .venv/dev  ## Fuzz a server (SECONDS=60, SEED=, LEVEL=all), or with TARGET=codec the codec
+fuzz: .venv/dev  ## Fuzz a server (SECONDS=60, SEED=, LEVEL=all, RATE=inf), or with TARGET=codec the codec
 ifeq ($(TARGET),codec)
 	$(PIP) install --target .venv/fuzz atheris==3.0.0
 	PYTHONPATH=.venv/fuzz:. $(BIN)/python tests/fuzz/codec.py -max_total_time=$(SECONDS) -max_len=4096
 else
-	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --level $(LEVEL) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --level $(LEVEL) --rate $(RATE) $(if $(SEED),--seed $(SEED))
 endif
 SECONDS ?= 60
 LEVEL ?= all
+RATE ?= inf
 
 lock: .venv/dev  ## Pin the dependencies anew, with hashes (UPGRADE=1: the newest that the ranges allow)
 	$(COMPILE) -o requirements/run.txt pyproject.toml requirements/run.in

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 _TEXT, _BINARY = 0x81, 0x82  # first octet of a frame that is a whole message
 _MASKED = 0x80  # in its second octet
+STRETCH = 0.001  # s of work on one connection's input, after which there is a pause: others want their turn
+PAUSE = 0.01  # s
+SLICE = 512  # octets that wsproto gets at a time: tiny fragments take it 20 µs each
 CLOSE_SECONDS = 1.0  # that a client has to read the close of a message that is too large
 
 
@@ -54,7 +58,7 @@ class Transport:
         server = self._server
         if server is None or self._stream.closed or server.send_lock.locked():
             return False
-        wire = server.writer.transport
+        wire = self._wire
         idle = not wire.get_write_buffer_size() and not wire.is_closing()
         return idle and self._stream.connection.state is ConnectionState.OPEN
 
@@ -67,8 +71,10 @@ class Transport:
         if not self.clear:
             return False
         size = len(text)  # RFC 6455 §5.2: FIN, text, unmasked
-        head = b"\x81%c" % size if size < 126 else b"\x81\x7e" + size.to_bytes(2) if size < 2**16 else None
-        self._server.writer.transport.write((head or b"\x81\x7f" + size.to_bytes(8)) + text)
+        length = (
+            b"%c" % size if size < 126 else b"\x7e" + size.to_bytes(2) if size < 2**16 else b"\x7f" + size.to_bytes(8)
+        )
+        self._wire.write(b"%c%b%b" % (_TEXT, length, text))
         return True
 
     def divert(self, take: Callable[[bytes], Awaitable[bool]]) -> None:
@@ -85,14 +91,25 @@ class Transport:
     async def _handle(self, event: Any) -> None:
         """What Hypercorn has read from the connection; it does itself what is no whole message, or wrong."""
         handle = partial(type(self._server.protocol).handle, self._server.protocol)
-        data, at = (event.data, 0) if isinstance(event, RawData) and self._between_messages else (b"", 0)
-        while self._stream is not None and (found := _message(data, at, self._stream.buffer.max_length)):
-            message, at = found
-            await self._give(message)
-        if not at:
+        if not isinstance(event, RawData):
             await handle(event)
-        elif at < len(data):
-            await handle(RawData(data[at:]))
+            return
+        data, at = event.data, 0
+        if self._stream is not None and self._stream.buffer.overflown:
+            return
+        most = self._stream.buffer.max_length if self._between_messages else -1
+        pause_at = time.perf_counter() + STRETCH
+        while at < len(data):
+            if self._stream is not None and (found := _message(data, at, most)):
+                message, at = found
+                await self._give(message)
+            else:
+                most = -1  # what follows is Hypercorn's, too
+                await handle(RawData(data[at : at + SLICE]))
+                at += SLICE
+            if time.perf_counter() > pause_at:
+                await asyncio.sleep(PAUSE)
+                pause_at = time.perf_counter() + STRETCH
 
     @property
     def _between_messages(self) -> bool:
@@ -119,11 +136,15 @@ class Transport:
     def abort(self) -> None:
         """Drop the TCP connection, and what has not been sent."""
         if self._stream is not None:
-            self._stream.send.__self__.send.__self__.writer.transport.abort()
+            self._wire.abort()
+
+    @property
+    def _wire(self) -> asyncio.WriteTransport:
+        wire: asyncio.WriteTransport = self._stream.send.__self__.send.__self__.writer.transport
+        return wire
 
     def _abort_later(self) -> None:
-        wire = self._stream.send.__self__.send.__self__.writer.transport
-        asyncio.get_running_loop().call_later(CLOSE_SECONDS, wire.abort)
+        asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._wire.abort)
 
     def leave(self) -> None:
         """Take no more messages. Hypercorn would keep the connection until there is room for all that it has read."""
@@ -179,6 +200,11 @@ class _Buffer(WebsocketBuffer):
     def __init__(self, max_length: int, abort: Callable[[], None]) -> None:
         super().__init__(max_length)
         self._abort: Callable[[], None] | None = abort
+
+    @property
+    def overflown(self) -> bool:
+        """There was a message that is too large: nothing more is read."""
+        return self._abort is None
 
     def extend(self, event: Message[Any]) -> None:
         if self._abort is not None and self.length + len(event.data) <= self.max_length:

@@ -27,7 +27,13 @@ class Campaign:
     """One server, and what is sent to it."""
 
     def __init__(
-        self, seed: str, levels: tuple[str, ...], say: Callable[[str], object] = print, **settings: Any
+        self,
+        seed: str,
+        levels: tuple[str, ...],
+        say: Callable[[str], object] = print,
+        *,
+        rate: float = float("inf"),
+        **settings: Any,
     ) -> None:
         self.seed = seed
         self.levels = levels
@@ -38,6 +44,8 @@ class Campaign:
         self.report: dict[str, Any] = {}
         self.server = ServerProcess(**{"lease_seconds": 5, "cleanup_seconds": 5} | settings)
         self._say = say
+        self._rate = rate  # messages a second, at most
+        self._due = 0.0  # when the next may be sent
         self._next: Counter[str] = Counter()
         self._world = World(SECRET.encode(), time.time())
 
@@ -102,6 +110,10 @@ class Campaign:
     async def _one(self, level: str, number: int, kept: dict[str, Peer]) -> None:
         case = generate(self.seed, level, number, self._world)
         self.messages[level] += case.messages
+        now = time.monotonic()
+        due = max(self._due, now)
+        self._due = due + case.messages / self._rate
+        await asyncio.sleep(due - now)
         try:
             outcome = await self._send(case, kept)
         except (Finding, OSError, ValueError, KeyError) as error:

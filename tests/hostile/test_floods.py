@@ -56,6 +56,7 @@ FLOODS = {
     "watches": (ws_frame(TEXT, WATCH.encode()), ""),
     "subscriptions": (ws_frame(TEXT, PAIR.encode() * 50), ""),
     "SockJS arrays": (ws_frame(TEXT, json.dumps([HEARTBEAT] * 50).encode()), "/0/x/websocket"),
+    "SockJS arrays of nothing": (ws_frame(TEXT, json.dumps([""] * 250_000).encode()), "/0/x/websocket"),
     "1 MiB of EOLs": (ws_frame(TEXT, b"\n" * MIB), ""),
     "single EOLs": (ws_frame(TEXT, b"\n") * 2_000, ""),
     "pings": (ws_frame(PING, b"x" * 125) * 500, ""),
