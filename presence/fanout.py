@@ -7,8 +7,11 @@ status of each user is pending, so a slow client costs no memory beyond the user
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from operator import attrgetter
 
 from presence.core.model import Session, Status
+
+_version = attrgetter("version")
 
 
 def _nobody() -> None:
@@ -61,29 +64,30 @@ class Watcher:
         self.pending = waiting
         return flips
 
-    def snapshot(self, statuses: Iterable[Status], hidden: Collection[str] = ()) -> list[tuple[Status, bool]]:
+    def snapshot(self, statuses: Iterable[Status], hidden: Collection[str] = ()) -> list[tuple[Status, bytes | None]]:
         """Take these statuses, just read, for told, or newer ones that came meanwhile.
 
         Returns:
-            For each user still watched the status, and whether it also turns round what was told before.
+            For each user still watched the status, and what a subscription is to be told that knew of the one before:
+            its event if it turns that round, its snapshot if the user is hidden or visible only now, else None.
         """
-        out = []
+        out: list[tuple[Status, bytes | None]] = []
         for read in statuses:
             user = read.user
             if user not in self.session.watched:
                 continue
             told, pending = self.told.get(user), self.pending.pop(user, None)
-            if user in hidden:
-                self.hidden.add(user)
-                newest = read
-                told = None
+            if told is not None and (user in hidden) != (user in self.hidden):
+                newest = read if user in hidden else max(read, pending or read, key=_version)
+                news = newest.snapshot
+            elif user in hidden:
+                newest, news = read, None
             else:
-                if user in self.hidden:
-                    self.hidden.discard(user)
-                    told = None
-                newest = max((s for s in (read, told, pending) if s is not None), key=lambda s: s.version)
+                newest = max(read, told or read, pending or read, key=_version)
+                news = newest.event if told and newest.online != told.online else None
+            self.hidden.add(user) if user in hidden else self.hidden.discard(user)
             self.told[user] = newest
-            out.append((newest, told is not None and newest.online != told.online))
+            out.append((newest, news))
         return out
 
     def forget(self, users: Iterable[str]) -> None:

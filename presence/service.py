@@ -246,12 +246,13 @@ class PresenceService:
 
     # Watching
 
-    async def snapshot(self, watcher: Watcher, users: Collection[str]) -> list[tuple[Status, bool]]:
+    async def snapshot(self, watcher: Watcher, users: Collection[str]) -> list[tuple[Status, bytes | None]]:
         """Return the present state of those of ``users`` whom the session watches; they count as told.
 
-        Waits while the store or the directory is away (WIRE §4): a snapshot is never a guess.
+        With each what its other subscriptions are told (`Watcher.snapshot`). Waits while the store or the directory is
+        away (WIRE §4): a snapshot is never a guess.
         """
-        out: list[tuple[Status, bool]] = []
+        out: list[tuple[Status, bytes | None]] = []
         for page in _pages(users):
             while True:
                 for partition in {self.store.partition_of(user) for user in page}:

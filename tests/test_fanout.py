@@ -115,10 +115,10 @@ def test_whatever_order_changes_come_in_flips_alternate_and_versions_rise(fanout
                 told += watcher.flips()
             elif rng.random() < 0.2:
                 read = rng.choice(changes)
-                ((newest, flipped),) = watcher.snapshot([read])
-                assert flipped is (newest.online != told[-1].online)
+                ((newest, news),) = watcher.snapshot([read])
+                assert news == (newest.event if newest.online != told[-1].online else None)
                 assert newest.version >= told[-1].version
-                told += [newest] if flipped else []
+                told += [newest] if news else []
         told += watcher.flips()
         assert all(older.online != newer.online for older, newer in pairwise(told))
         assert all(older.version < newer.version for older, newer in pairwise(told))
@@ -143,7 +143,7 @@ def test_before_the_snapshot_no_change_is_told(fanout):
     watcher = watching(fanout, "a", read=None)
     fanout.deliver(on("a", 5))
     assert watcher.flips() == []
-    assert watcher.snapshot([off("a", 3)]) == [(on("a", 5), False)]
+    assert watcher.snapshot([off("a", 3)]) == [(on("a", 5), None)]
     assert watcher.flips() == []
     fanout.deliver(off("a", 6))
     assert watcher.flips() == [off("a", 6)]
@@ -153,7 +153,7 @@ def test_after_the_snapshot_only_newer_changes_get_through(fanout):
     """DESIGN §4: "register first, then read …, and only then let changes of those users through that are newer"."""
     watcher = watching(fanout, "a", read=None)
     fanout.deliver(on("a", 5))
-    assert watcher.snapshot([off("a", 6)]) == [(off("a", 6), False)]
+    assert watcher.snapshot([off("a", 6)]) == [(off("a", 6), None)]
     fanout.deliver(on("a", 5))
     assert watcher.flips() == []
 
@@ -161,10 +161,10 @@ def test_after_the_snapshot_only_newer_changes_get_through(fanout):
 def test_a_repeated_snapshot_says_what_it_turns_round(fanout):
     """WIRE §5: "A repeated `presence.subscribe` snapshots again"; other subscriptions are told the flip as a change."""
     watcher = watching(fanout, "a")
-    assert watcher.snapshot([off("a", 1)]) == [(off("a", 1), False)]
-    assert watcher.snapshot([on("a", 5)]) == [(on("a", 5), True)]
+    assert watcher.snapshot([off("a", 1)]) == [(off("a", 1), None)]
+    assert watcher.snapshot([on("a", 5)]) == [(on("a", 5), on("a", 5).event)]
     fanout.deliver(off("a", 6))
-    assert watcher.snapshot([on("a", 5)]) == [(off("a", 6), True)]
+    assert watcher.snapshot([on("a", 5)]) == [(off("a", 6), off("a", 6).event)]
     assert watcher.flips() == []
 
 
@@ -173,20 +173,20 @@ def test_a_snapshot_read_before_what_was_told_meanwhile_does_not_go_back(fanout)
     watcher = watching(fanout, "a")
     fanout.deliver(on("a", 5))
     assert watcher.flips() == [on("a", 5)]
-    assert watcher.snapshot([off("a", 4)]) == [(on("a", 5), False)]
+    assert watcher.snapshot([off("a", 4)]) == [(on("a", 5), None)]
 
 
 def test_of_users_no_longer_watched_there_is_no_snapshot(fanout):
     """WIRE §5: "after the receipt of `presence.unsubscribe` nothing about those users follows"."""
     watcher = watching(fanout, "a", "b", read=None)
     fanout.unwatch(watcher, ["a"])
-    assert watcher.snapshot([on("a", 5), on("b", 6)]) == [(on("b", 6), False)]
+    assert watcher.snapshot([on("a", 5), on("b", 6)]) == [(on("b", 6), None)]
     assert "a" not in watcher.told
 
 
 def test_a_user_no_store_knows_is_told_offline_with_version_0_and_then_its_first_change(fanout):
     watcher = watching(fanout, "a", read=None)
-    assert watcher.snapshot([Status("a")]) == [(Status("a"), False)]
+    assert watcher.snapshot([Status("a")]) == [(Status("a"), None)]
     fanout.deliver(on("a", 5))
     assert watcher.flips() == [on("a", 5)]
 
@@ -198,7 +198,7 @@ def test_of_a_hidden_user_nothing_but_version_0_is_told(fanout):
     """WIRE §5: "Watching a hidden user is … answered exactly like watching a user never seen"."""
     watcher = watching(fanout, "a", read=None)
     fanout.deliver(on("a", 5))
-    assert watcher.snapshot([Status("a")], hidden=["a"]) == [(Status("a"), False)]
+    assert watcher.snapshot([Status("a")], hidden=["a"]) == [(Status("a"), None)]
     fanout.deliver(on("a", 6))
     assert watcher.flips() == []
     assert watcher.pending == {}
@@ -209,10 +209,10 @@ def test_on_revocation_version_0_stands_outside_the_order(fanout):
     watcher = watching(fanout, "a")
     fanout.deliver(on("a", 5))
     assert watcher.flips() == [on("a", 5)]
-    assert watcher.snapshot([Status("a")], hidden=["a"]) == [(Status("a"), False)]
+    assert watcher.snapshot([Status("a")], hidden=["a"]) == [(Status("a"), Status("a").snapshot)]
     fanout.deliver(on("a", 6))
     assert watcher.flips() == []
-    assert watcher.snapshot([on("a", 7)]) == [(on("a", 7), False)]
+    assert watcher.snapshot([on("a", 7)]) == [(on("a", 7), on("a", 7).snapshot)]
     assert watcher.hidden == set()
     fanout.deliver(off("a", 8))
     assert watcher.flips() == [off("a", 8)]
@@ -254,7 +254,7 @@ def test_watching_again_begins_with_a_snapshot_again(fanout):
     fanout.watch(watcher, ["a"])
     fanout.deliver(on("a", 5))
     assert watcher.flips() == []
-    assert watcher.snapshot([on("a", 5)]) == [(on("a", 5), False)]
+    assert watcher.snapshot([on("a", 5)]) == [(on("a", 5), None)]
 
 
 def test_watching_twice_is_watching_once(fanout):
@@ -282,7 +282,7 @@ def test_without_a_subscription_what_was_told_is_forgotten_and_the_watches_stay(
     watcher.forget(["a"])
     fanout.deliver(on("a", 5))
     assert watcher.flips() == []
-    assert watcher.snapshot([on("a", 5)]) == [(on("a", 5), False)]
+    assert watcher.snapshot([on("a", 5)]) == [(on("a", 5), None)]
 
 
 # What is settled after a loss of the store (DESIGN §3.6)

@@ -472,7 +472,7 @@ async def test_a_hidden_user_is_like_one_never_seen_and_costs_the_same_look_ups(
         assert answer.statuses[user] == Status(user)
         assert answer.statuses["friend"].online
         watcher = watch(rig, "viewer", user)
-        assert await service.snapshot(watcher, [user]) == [(Status(user), False)]
+        assert await service.snapshot(watcher, [user]) == [(Status(user), None)]
         seen.append((answer.degraded, rig.store.take(), rig.history.take(), rig.directory.take()))
     assert seen[0] == seen[1]
     assert ("read", [1]) in seen[0][2]  # also the history is asked
@@ -565,7 +565,7 @@ async def test_a_snapshot_waits_while_the_store_or_the_directory_is_away(rig, tr
     assert not task.done()
     rig.contacts.away = False
     await rig.swept()
-    assert await done(task) == [(Status("viewer"), False)]
+    assert await done(task) == [(Status("viewer"), None)]
 
 
 def reads(rig) -> list[tuple[str, list[int]]]:
@@ -584,7 +584,7 @@ async def test_while_a_partition_settles_snapshots_do_not_ask_it(rig):
     assert not task.done()
     assert reads(rig) == [("read", [1])]
     service.note_settled(partition, settled=True)
-    assert await done(task) == [(Status("alice"), False)]
+    assert await done(task) == [(Status("alice"), None)]
     assert reads(rig) == [("read", [1])] * 2
 
 

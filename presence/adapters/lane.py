@@ -164,8 +164,9 @@ class Lane:
             queue.appendleft(command)
             return
         command.resolve(TooManyConnections() if answer < 0 else None)
-        if not queue:
-            del self._waiting[command.session.id]
+        del self._waiting[command.session.id]
+        if queue:  # behind the others, or those who come often would keep them out
+            self._waiting[command.session.id] = queue
 
     def _give_up(self) -> None:
         """Drop the connects whose client has left, or has waited long enough and is told. All else is kept.

@@ -16,6 +16,7 @@ import time
 from asyncio import Future
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -131,15 +132,18 @@ class Endpoint:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        for _ in range(min(FLUSH_CLIENTS, len(self._ready))):
-            self._ready.popleft().flush()
-        if self._ready:  # let others have their turn
-            asyncio.get_running_loop().call_soon(self._flush)
+        try:
+            for _ in range(min(FLUSH_CLIENTS, len(self._ready))):
+                self._ready.popleft().flush()
+        finally:
+            if self._ready:  # let others have their turn
+                asyncio.get_running_loop().call_soon(self._flush)
 
     async def revise(self) -> None:
         """Let all connections look again whom they may see (policy `contacts`)."""
         for client in list(self.clients):
-            await client.revise()
+            with suppress(DirectoryUnavailable):  # then it is looked up again at the next revision, or delivery
+                await client.revise()
 
     async def stop(self, timeout: float) -> None:
         """Planned stop: shorten all leases first, then close the sockets with 1001 (WIRE §4)."""
@@ -194,7 +198,8 @@ class Client:
         self._parked = False  # `_read` waits for a message
         self._writer: asyncio.Task[None] | None = None  # only while there is something that cannot be written at once
         self._waiting = False  # the writer waits for an effect, not for the client
-        self._ending: asyncio.Task[None] | None = None
+        self._ending = False
+        self._revising = False  # `_revised` is queued
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
 
@@ -210,7 +215,7 @@ class Client:
             self._arm()
             await self._read()
         except asyncio.CancelledError:
-            if self._ending is None or self._task is None:
+            if not self._ending or self._task is None:
                 raise  # not by ourselves
             self._task.uncancel()
         finally:
@@ -227,7 +232,7 @@ class Client:
                 return
             text = message.get("text")
             await self._handle_all(message["bytes"] if text is None else text.encode())
-            while len(self._out) > OUT_LIMIT and self._ending is None:
+            while len(self._out) > OUT_LIMIT and not self._ending:
                 self._room = asyncio.Event()
                 await self._room.wait()
 
@@ -244,18 +249,17 @@ class Client:
 
     async def _handle_all(self, message: bytes) -> None:
         try:
-            for data in self._unwrap(message):
-                for event in self._stomp.receive(data, time.monotonic()):
-                    await self._handle(event)
+            for event in self._stomp.receive(self._unwrapped(message), time.monotonic()):
+                if self._task is None:
+                    return  # it has gone while an earlier one was handled
+                await self._handle(event)
         except StompError as error:
             self._fail(error)
 
-    def _unwrap(self, message: bytes) -> Iterable[bytes]:
+    def _unwrapped(self, message: bytes) -> bytes:
         if not self._is_sockjs:
-            return (message,)
-        if self._ending is not None:
-            return ()
-        return (part.encode() for part in sockjs.unwrap(message.decode(errors="replace")))
+            return message
+        return b"" if self._ending else "".join(sockjs.unwrap(message.decode(errors="replace"))).encode()
 
     async def _handle(self, event: stomp.Event) -> None:
         """Take the effect of one frame. Waits only for the record of a new session."""
@@ -312,7 +316,7 @@ class Client:
         self._session = session
         self._headers = {}  # all that was needed of them
         self._watcher = Watcher(session, self._wake)
-        if self._ending is not None:  # the server stops, or the client was given up meanwhile
+        if self._ending:  # the server stops, or the client was given up meanwhile
             service.connection_lost(session)
             return
         now = time.monotonic()
@@ -337,11 +341,14 @@ class Client:
         session, _ = self._connected
         effect = self._endpoint.service.set_user_offline(session)
         self._acknowledge(event, effect)
-        # "RECEIPT, then the client closes (the server after 1 s)"; before that it may not have read the RECEIPT.
-        self._push(partial(self._leave, LINGER if event.acknowledge else 0.0))
+        if event.acknowledge:
+            self._push(self._leave)
+        else:
+            self.finish(1000, "", patience=LINGER)
 
-    async def _leave(self, seconds: float) -> bytes:
-        asyncio.get_running_loop().call_later(seconds, partial(self.finish, 1000, "", patience=0.0))
+    async def _leave(self) -> bytes:
+        # "RECEIPT, then the client closes (the server after 1 s)"; before that it may not have read the RECEIPT.
+        asyncio.get_running_loop().call_later(LINGER, partial(self.finish, 1000, "", patience=0.0))
         return b""
 
     @property
@@ -464,16 +471,17 @@ class Client:
         """The subscriptions that have had their snapshot."""
         return [one for one in self._stomp.subscriptions.values() if one not in self._new]
 
-    def _messages(self, told: Iterable[tuple[Status, bool]], only: stomp.Subscription | None = None) -> Iterator[bytes]:
+    def _messages(
+        self, told: Iterable[tuple[Status, bytes | None]], only: stomp.Subscription | None = None
+    ) -> Iterator[bytes]:
         others = self._told
-        for status, flipped in told:
+        for status, news in told:
             if only is not None:
                 yield self._stomp.message(only, status.snapshot)
-            for subscription in others:
-                if only is None:
-                    yield self._stomp.message(subscription, status.snapshot)
-                elif flipped:
-                    yield self._stomp.message(subscription, status.event)
+            body = status.snapshot if only is None else news
+            if body is not None:
+                for subscription in others:
+                    yield self._stomp.message(subscription, body)
 
     async def _news(self) -> list[bytes]:
         """Return MESSAGEs for the changes that are pending."""
@@ -484,7 +492,8 @@ class Client:
 
     @property
     def _has_news(self) -> bool:
-        return self._watcher is not None and bool(self._watcher.pending) and bool(self._stomp.subscriptions)
+        watcher = self._watcher
+        return bool(watcher and watcher.pending and self._stomp.subscriptions and not watcher.session.closed)
 
     def _flips(self) -> list[bytes]:
         if not self._has_news:
@@ -494,35 +503,44 @@ class Client:
 
     async def _revised(self) -> list[bytes]:
         """Apply the policy `contacts` anew to what has been told."""
+        self._revising = False
         _, watcher = self._connected
         told, revealed = await self._endpoint.service.revise(watcher)
-        out = _pack(self._messages((status, False) for status in told))
-        return out + await self._snapshot(revealed)
+        if revealed:
+            self._push(partial(self._reveal, revealed))
+        return _pack(self._messages((status, None) for status in told))
+
+    async def _reveal(self, users: list[str]) -> list[bytes]:
+        _, watcher = self._connected
+        return await self._snapshot([user for user in users if user in watcher.hidden])  # a subscription may have, too
 
     async def revise(self) -> None:
         """Look again whom this client may see."""
         watcher = self._watcher
         if watcher and watcher.told:
             visible = await self._endpoint.service.visible(watcher.session.user)
-            if visible is not watcher.visible and visible != watcher.visible:
+            if visible is not watcher.visible and visible != watcher.visible and not self._revising:
+                self._revising = True
                 self._push(self._revised)
+            elif watcher.pending:  # the directory could not be asked when it came
+                self._wake()
 
     # Writing
 
     def _push(self, item: Outgoing) -> None:
-        if self._ending is None:
+        if not self._ending:
             self._out.append(item)
             self._wake()
 
     def _wake(self) -> None:
-        if not self._ready and self._writer is None and self._ending is None:
+        if not self._ready and self._writer is None and not self._ending:
             self._ready = True
             self._endpoint.ready(self)
 
     def flush(self) -> None:
         """Write what can be written at once; for the rest there is a task."""
         self._ready = False
-        if self._writer is not None or self._ending is not None:
+        if self._writer is not None or self._ending:
             return
         self._write_now(self._out)
         flips: list[bytes] = []
@@ -551,18 +569,16 @@ class Client:
             for data in first:
                 await self._transmit(data)
             while True:
-                if not self._out:
-                    messages: bytes | list[bytes] = await self._news()
-                    if not messages and not self._out:  # which may have grown while the directory was asked
-                        return
+                news = not self._out
+                item = self._news if news else self._out.pop(0)
+                if isinstance(item, bytes):
+                    messages: bytes | list[bytes] = item
                 else:
-                    item = self._out.pop(0)
-                    if isinstance(item, bytes):
-                        messages = item
-                    else:
-                        self._waiting = True
-                        messages = await item()
-                        self._waiting = False
+                    self._waiting = True
+                    messages = await item()
+                    self._waiting = False
+                    if news and not messages and not self._out:  # which may have grown meanwhile
+                        return
                 for data in [messages] if isinstance(messages, bytes) else messages:
                     if data:
                         await self._transmit(data)
@@ -594,7 +610,7 @@ class Client:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._ending is None and self._task is not None:
+        if not self._ending and self._task is not None:
             at = min(self._ping_at, self._stomp.timer_at or self._ping_at)
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(loop.time() + max(0.0, at - time.monotonic()), self._tick)
@@ -632,7 +648,7 @@ class Client:
 
     def _fail(self, error: StompError) -> None:
         """ERROR, then close (WIRE §6); the session ends as with a lost connection."""
-        if self._ending is None:
+        if not self._ending:
             expires_at = self._stomp.expires_at
             self._lose(token_expired=expires_at is not None and time.monotonic() >= expires_at)
             self.finish(error.code, error.message, patience=LINGER, last=self._stomp.error(error))
@@ -641,8 +657,8 @@ class Client:
         """Nothing can be written: leave without a word."""
         log.info("a client is dropped: %s", reason)
         self._lose()
-        if self._ending is None and self._task is not None:
-            self._ending = asyncio.create_task(asyncio.sleep(0))
+        if not self._ending and self._task is not None:
+            self._ending = True
             self._task.cancel()
         self._transport.abort()
 
@@ -650,8 +666,9 @@ class Client:
         """Send ``last`` and close, once what is queued has been written, or ``patience`` s have gone by."""
         if self._ready:
             self.flush()
-        if self._ending is None:
-            self._ending = asyncio.create_task(self._finish(code, reason, patience, last))
+        if not self._ending:
+            self._ending = True
+            self._endpoint.spawn(self._finish(code, reason, patience, last))
 
     async def _finish(self, code: int, reason: str, patience: float, last: bytes) -> None:
         writer, task = self._writer, self._task

@@ -145,6 +145,24 @@ async def test_a_call_takes_no_more_than_the_batch_and_all_get_their_turn():
     assert len(script.live) == 35
 
 
+async def test_those_who_come_often_keep_nobody_out():
+    """Found in review: 500 sessions that beat as fast as they may filled every call, and nobody could connect."""
+    script = Script()
+    script.live = {"a", "b"}
+    often = [a_session(name) for name in sorted(script.live)]
+    async with running(script, batch=2) as lane:
+        script.gate.clear()
+        new = asyncio.create_task(soon(*(lane.add(command(Kind.REFRESH, session)) for session in often)))
+        await wait_until(lambda: script.under_way)
+        for session in often:
+            _ = lane.add(command(Kind.REFRESH, session))
+        connected = lane.add(connect(a_session("new")))
+        script.gate.set()
+        await new
+        await soon(connected, lane.drained())
+    assert [ids for _, ids in script.calls] == [["a", "b"], ["new"], ["a"], ["b"]]
+
+
 async def test_in_one_batch_who_comes_is_there_before_another_goes():
     """So a user who changes devices is not offline in between."""
     script = Script()

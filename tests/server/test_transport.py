@@ -461,6 +461,31 @@ async def test_one_who_comes_while_the_store_is_away_and_leaves_is_gone_when_it_
     await server.quiet()
 
 
+async def test_what_follows_a_frame_in_whose_midst_the_client_was_lost_is_not_done(serving, raw):
+    """A token's keys may have to be fetched. Red if the users it then watches are watched for ever."""
+    server = await serving(ping_seconds=0.05)
+    ws = await raw(server.url)
+    ws.write(TEXT, connecting("user"))
+    assert (await ws.frame()).payload.startswith(b"CONNECTED")
+    verify, fetched = server.endpoint.verifier.verify, asyncio.Event()
+
+    async def slowly(token: str) -> Any:
+        await fetched.wait()
+        return await verify(token)
+
+    server.endpoint.verifier.verify = slowly
+    token = make_token(SECRET, "user", 3600, None, None, now=time.time())
+    beat = encode(Frame("SEND", {"destination": "/app/heartbeat", "Authorization": f"Bearer {token}"}))
+    watch = encode(Frame("SEND", {"destination": "/app/presence.subscribe"}, json.dumps({"userIds": ["other"]})))
+    ws.write(TEXT, (beat + watch).encode())
+    ws.abort()
+    await wait_until(lambda: not server.endpoint.clients, what="the connection to be gone")
+    fetched.set()
+    await server.quiet()
+    assert server.service.fanout.watched() == []
+    assert ("watch", "user") not in server.store.commands
+
+
 async def test_a_stop_leaves_nothing_of_those_who_do_not_answer(serving, raw):
     server = await serving()
     sockets = await asyncio.gather(*(raw(server.url) for _ in range(10)))

@@ -7,14 +7,14 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 
 from presence import stomp
 from presence.core.model import Status
-from presence.ports import StoreUnavailable, TooManyConnections
+from presence.ports import Directory, DirectoryUnavailable, StoreUnavailable, TooManyConnections
 from presence.server import websocket
 from presence.server.auth import TokenVerifier, make_token
 from presence.server.budget import IdBudget
@@ -525,3 +525,127 @@ async def test_each_frame_of_a_message_is_taken_before_the_next(stage):
     await peer.put(beating(), off, begin, held, on, beating(), commit, beating())
     await peer.receipt("r")
     assert calls == ["beat", "off", "on", "beat", "off", "beat"]
+
+
+async def test_after_the_receipt_of_a_disconnect_nothing_is_told(stage):
+    """WIRE §6: "DISCONNECT | RECEIPT, then the client closes"."""
+    peer = await stage.connected()
+    stage.tell(True, ["other"], 1)
+    await peer.put(watching(["other"]))
+    await peer.put(frame("DISCONNECT", receipt="bye"))
+    await peer.receipt("bye")
+    stage.tell(False, ["other"], 2)
+    assert await peer.closed() == 1000
+    assert peer.frames[-1].command == "RECEIPT"
+
+
+async def test_a_mistake_of_ours_with_one_client_keeps_nothing_from_the_others(stage):
+    class Broken:
+        def flush(self) -> None:
+            raise ZeroDivisionError
+
+    peer = await stage.connected()
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    for _ in range(2):
+        stage.endpoint.ready(Broken())
+    await peer.put(beating(receipt="r"))
+    await peer.receipt("r")
+
+
+# The policy `contacts`
+
+
+class Contacts:
+    """A directory whose contacts of everybody are these."""
+
+    def __init__(self, *users: str) -> None:
+        self.users = frozenset(users)
+        self.away = False
+
+    async def contacts(self, user: str) -> frozenset[str]:
+        if self.away:
+            raise DirectoryUnavailable
+        return self.users
+
+
+async def watching_y_and_z(stage: Stage, **limits: Any) -> tuple[Peer, Contacts]:
+    """A connection that watches Y, who is visible, and Z, who is not. Both are online."""
+    stage.set_up(Rules(contacts_only=True), **limits)
+    contacts = Contacts("y")
+    stage.service.directory = cast("Directory", contacts)
+    peer = await stage.connected(heart_beat="0,100")
+    stage.tell(True, ["y", "z"], 1)
+    await peer.put(watching(["y", "z"], receipt="watched"))
+    await peer.receipt("watched")
+    await stage.endpoint.revise()
+    [client] = stage.endpoint.clients
+    await wait_until(lambda: client._watcher and client._watcher.visible, what="the revision")
+    assert told(peer, "y") == [(True, 1, True)]
+    assert told(peer, "z") == [(False, 0, True)]
+    return peer, contacts
+
+
+def told(peer: Peer, user: str, subscription: str = "0") -> list[tuple[bool, int, bool]]:
+    """What a subscription was told of a user: online, version, and whether it was a snapshot."""
+    bodies = [f.json for f in peer.frames if f.headers.get("subscription") == subscription]
+    return [(b["online"], b["version"], "snapshot" in b) for b in bodies if b["userId"] == user]
+
+
+async def test_who_is_hidden_or_shown_by_the_snapshot_of_a_new_subscription_is_so_for_the_others(stage):
+    """WIRE §5: what a session may see is one, whichever subscription learns of it first."""
+    peer, contacts = await watching_y_and_z(stage)
+    contacts.users = frozenset({"z"})
+    await peer.put(frame("SUBSCRIBE", id="1", destination=QUEUE))
+    await wait_until(lambda: told(peer, "z", "1"), what="the snapshot")
+    await stage.endpoint.revise()
+    stage.tell(False, ["y", "z"], 2)
+    await wait_until(lambda: len(told(peer, "z")) == 3, what="the change")
+    assert told(peer, "y") == [(True, 1, True), (False, 0, True)]
+    assert told(peer, "z") == [(False, 0, True), (True, 1, True), (False, 2, False)]
+    assert told(peer, "z", "1") == told(peer, "z")[1:]
+    assert told(peer, "y", "1") == told(peer, "y")[1:]
+
+
+async def test_while_a_snapshot_of_the_revealed_waits_beats_are_sent_and_a_hidden_change_is_not(stage):
+    """WIRE §4: "store away | open connections stay"; §5: "looked up [...] at each delivery"."""
+    peer, contacts = await watching_y_and_z(stage, beat_seconds=0.1)
+    stage.store.reachable.clear()
+    contacts.users = frozenset({"y", "z"})
+    stage.tell(True, ["y"], 2)
+    before = peer.texts.count("\n")
+    await wait_until(lambda: peer.texts.count("\n") >= before + 3, what="three beats")
+    contacts.users = frozenset({"z"})
+    stage.tell(False, ["y"], 3)
+    stage.store.reachable.set()
+    await wait_until(lambda: len(told(peer, "z")) > 1, what="the snapshot of Z")
+    await wait_until(lambda: len(told(peer, "y")) > 1, what="the revocation of Y")
+    assert told(peer, "y") == [(True, 1, True), (False, 0, True)]
+
+
+async def test_however_often_the_policy_is_looked_at_one_revision_waits(stage):
+    """Else a client would be read no further while the store is away, and be dropped for its silence."""
+    peer, contacts = await watching_y_and_z(stage)
+    stage.store.reachable.clear()
+    await peer.put(watching(["y"]))
+    contacts.users = frozenset({"y", "z"})
+    [client] = stage.endpoint.clients
+    await wait_until(lambda: client._waiting, what="the watch to wait")
+    for _ in range(50):
+        await stage.endpoint.revise()
+    assert len(client._out) == 1
+    stage.store.reachable.set()
+    await wait_until(lambda: len(told(peer, "z")) > 1, what="the snapshot of Z")
+
+
+async def test_what_could_not_be_told_while_the_directory_was_away_is_told_when_it_is_back(stage):
+    """DESIGN §7: "nothing lost"."""
+    peer, contacts = await watching_y_and_z(stage)
+    contacts.away = True
+    stage.tell(False, ["y"], 2)
+    await stage.endpoint.revise()
+    await asyncio.sleep(0.05)
+    assert told(peer, "y") == [(True, 1, True)]
+    contacts.away = False
+    await stage.endpoint.revise()
+    await wait_until(lambda: told(peer, "y")[1:], what="the change")
+    assert told(peer, "y")[1:] == [(False, 2, False)]
