@@ -269,17 +269,17 @@ class RedisStore:
     # Reading
 
     async def read(self, users: Collection[str]) -> Reading:
-        async def part(keys: Keys, members: list[str]) -> tuple[Keys, list[str], list[Any]]:
-            return keys, members, await self._ask("read", keys, *members)
+        async def part(keys: Keys, members: list[str]) -> tuple[Keys, list[str], int, list[str]]:
+            settled, values = await self._ask("read", keys, " ".join(members))
+            return keys, members, settled, values.split(" ")
 
         statuses: dict[str, Status] = {}
         unsettled: set[str] = set()
         groups = list(self._by_partition(users))
         parts = [await part(*groups[0])] if len(groups) == 1 else await asyncio.gather(*(part(*one) for one in groups))
-        for keys, members, (settled, *values) in parts:
-            for i, user in enumerate(members):
-                online, version, active = values[3 * i : 3 * i + 3]
-                statuses[user] = Status(user, online == 1, int(version), int(active) if active else None)
+        for keys, members, settled, values in parts:
+            for user, online, version, active in zip(members, values[::3], values[1::3], values[2::3], strict=True):
+                statuses[user] = Status(user, online == "1", int(version), int(active) if active else None)
             # Nor is it certain as long as no sweep of ours has met this server.
             if not settled or self._run_id != self._swept.get(keys.online):
                 unsettled.update(members)
