@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from asyncio import Future
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,7 @@ class Health:
         self.state = "unknown"
         self.since = time.time()  # Unix s
         self.detail: str | None = None
+        self.lag: float | None = None  # s that the oldest change which is not there yet has waited
 
     def note(self, state: str, detail: str | None = None) -> bool:
         """Note what was seen last: `up`, or `down` with the reason. True when that is news."""
@@ -171,19 +172,49 @@ class PresenceStore(Protocol):
             case the cursor has been moved behind the gap.
         """
 
+    async def lag(self, cursor: str) -> float:
+        """Return for how long the oldest change behind the cursor has been there, s; 0 when there is none."""
+
+    def newest(self) -> AsyncIterator[Sequence[Change]]:
+        """Iterate over the last change of every user of whom one is known, in pages."""
+
     async def trim(self, keep_seconds: float, cap: int) -> None:
         """Drop changes that are older than ``keep_seconds`` and behind all cursors; and the oldest above ``cap``."""
 
 
-class HistoryStore(Protocol):
-    """The last known status of every user ever seen. It outlives the presence store."""
+class Sink(Protocol):
+    """Is brought every change, in order per user, at least once (`relay`)."""
 
     name: str
-    """Names this store's cursor: stores that share their content share the name."""
+    """Names its cursor: sinks that share their content share the name."""
     health: Health
 
     async def write(self, changes: Sequence[Change]) -> None:
-        """Keep the changes. Of one user's the highest version wins, whatever the order; repeats are harmless."""
+        """Take the changes; on return it has them all. Repeats are harmless."""
+
+
+class Bus(Sink, Protocol):
+    """Carries every change to every instance (guide, Kafka topic `user.presence.status`)."""
+
+    def follow(self, wanted: Callable[[str], bool]) -> AsyncIterator[Sequence[Change] | None]:
+        """Iterate over the changes from now on, for ever; while it is away, it waits.
+
+        Of one user they come in order, and some more than once. None: some may have been missed, read the statuses
+        anew; it comes first, when all that is written from then on will be told.
+
+        Args:
+            wanted: whether anybody asks for a user's changes; those of the others may be left out.
+        """
+
+
+class HistoryStore(Sink, Protocol):
+    """The last known status of every user ever seen, and the changes before it. It outlives the presence store.
+
+    Of one user's changes the highest version wins, whatever the order in which they are written.
+    """
+
+    async def changes(self, user: str, limit: int) -> Sequence[Change]:
+        """Return the user's last ``limit`` changes that are still kept, the newest first."""
 
     async def read(self, users: Collection[str]) -> Mapping[str, Status]:
         """Return the last known status of each of ``users``; those never seen are not in the answer."""
