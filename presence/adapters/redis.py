@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-import re
 import zlib
 from asyncio import Future
 from collections import Counter
@@ -14,17 +14,14 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
+from redis.exceptions import AskError, NoScriptError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from presence.adapters.lane import Command, Kind, Lane
+from presence.adapters.redis_servers import Node, Servers
 from presence.core.model import Change, Reason, Session, Status
-from presence.ports import Health, Reading, StoreUnavailable, Sweep
+from presence.ports import Reading, StoreUnavailable, Sweep
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +29,8 @@ PAGE = 500  # users, sessions or changes to a call
 SWEEP_LIMIT = 500  # sessions ended by one call: 50,000 at one go would block Redis for 0.6 s
 SWEEP_ENOUGH_MS = 50  # another instance's sweep within this time is as good as ours
 FOLLOW_BLOCK_MS = 500  # a reader looks this often whether the store has been lost meanwhile
+LISTEN_SECONDS = 1.0  # of silence after which a listener asks whether the server is there
+LOOK_SECONDS = 1.0  # between two looks where the partitions are; a server that fails is looked for at once
 
 
 def tags(partitions: int) -> list[str]:
@@ -50,7 +49,8 @@ def tags(partitions: int) -> list[str]:
 class Keys:
     """The names of one partition's keys, for Python; `common.lua` makes the same from `online`."""
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, partition: int) -> None:
+        self.partition = partition
         self.base = f"{tag}presence:"
         self.online = f"{self.base}online"
         self.deadlines = f"{self.base}deadlines"
@@ -64,6 +64,11 @@ class Keys:
 def _script(name: str) -> str:
     folder = resources.files("presence.adapters") / "redis_lua"
     return "\n".join((folder / f"{part}.lua").read_text() for part in ("common", name))
+
+
+@cache
+def _sha(name: str) -> str:
+    return hashlib.sha1(_script(name).encode(), usedforsecurity=False).hexdigest()
 
 
 def _entry_id(version: int) -> str:
@@ -81,6 +86,10 @@ def _change(entry: tuple[str, Mapping[str, str]]) -> Change:
         fields["device"],
         Reason(fields["reason"]),
     )
+
+
+class _Moved(StoreUnavailable):
+    """Another server has the partition by now; nothing was done."""
 
 
 class RedisStore:
@@ -101,7 +110,7 @@ class RedisStore:
         """Connect when first asked.
 
         Args:
-            url: of one Redis or Valkey server.
+            url: of Redis or Valkey, see `core.redis_url`.
             instance: name of this process.
             lease: the longest lease of a session.
             amnesty: time after a loss of the store in which nobody goes offline.
@@ -109,7 +118,6 @@ class RedisStore:
             watch_ttl: how long the record of what a session watches outlives its last renewal.
             timeout: of one question.
         """
-        self.health = Health()
         self.partitions = partitions
         self.floor = 0  # the highest version this instance has seen
         self._instance = instance
@@ -118,41 +126,14 @@ class RedisStore:
         self._amnesty_at_start = amnesty if amnesty_at_start is None else amnesty_at_start
         self._watch_ttl = round(watch_ttl)
         self._timeout = timeout
-        self._keys = [Keys(tag) for tag in tags(partitions)]
+        self._keys = [Keys(tag, partition) for partition, tag in enumerate(tags(partitions))]
         self._lanes = [Lane(self._transitions(keys)) for keys in self._keys]
         self._epochs: dict[int, int] = {}  # partition → its last amnesty
         self._expired = asyncio.Event()
-        self._run_id = ""
         self._swept: dict[str, str] = {}  # partition's online set → run id at its last sweep
-        self._redis = self._client(url, 32 + partitions)
-        self._blocking = self._client(url, partitions + 1)
-        self._scripts = {
-            name: self._redis.register_script(_script(name))
-            for name in ("connect", "refresh", "shorten", "end", "read", "settle", "repair", "backlog", "trim", "hold")
-        }
-
-    def _client(self, url: str, connections: int) -> Any:
-        return Redis.from_pool(  # which owns it, and so closes it
-            BlockingConnectionPool.from_url(
-                url,
-                max_connections=connections,
-                timeout=self._timeout,
-                socket_timeout=None,  # `_asking` has one; this uses `wait_for`, which in 3.11 may lose a cancellation
-                socket_connect_timeout=self._timeout,
-                decode_responses=True,
-                retry=Retry(NoBackoff(), 0),  # we know better what may be sent twice
-                redis_connect_func=self._connected,
-                # With them, the pool hands out connections that the server has closed meanwhile.
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            )
-        )
-
-    async def _connected(self, connection: AbstractConnection) -> None:
-        """Note which server a new connection has reached: another run id is another memory (DESIGN §3.6)."""
-        await connection.on_connect()
-        await connection.send_command("INFO", "server")
-        found = re.search(r"run_id:(\w+)", str(await connection.read_response()))
-        self._run_id = found[1] if found else ""
+        names = [keys.online for keys in self._keys]
+        self._servers = Servers(url, names, connections=32 + partitions, timeout=timeout)
+        self.health = self._servers.health
 
     async def run(self) -> None:
         """Run the lanes and the listener to expired keys, for ever."""
@@ -172,8 +153,20 @@ class RedisStore:
 
     async def close(self) -> None:
         """Close the connections."""
-        for client in (self._redis, self._blocking):
-            await client.aclose()
+        await self._servers.close()
+
+    async def check(self) -> Sequence[str]:
+        """Look at the servers' settings; return what is wrong, a line with the remedy each.
+
+        Raises:
+            StoreUnavailable: they cannot be asked.
+        """
+        await asyncio.gather(*(self._pipe(keys, ("EXISTS", keys.online)) for keys in self._keys))  # finds them
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._servers.check()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(str(error) or "no answer in time") from error
 
     def partition_of(self, user: str) -> int:
         return zlib.crc32(user.encode()) % self.partitions
@@ -181,21 +174,47 @@ class RedisStore:
     # Asking Redis
 
     @asynccontextmanager
-    async def _asking(self, timeout: float | None = None) -> AsyncIterator[None]:
+    async def _asking(self, keys: Keys, timeout: float | None = None) -> AsyncIterator[Node]:
+        """Give the server that has the partition; what it does not answer in time is unavailable."""
+        node = self._servers.nodes[keys.partition]
         try:
             async with asyncio.timeout(timeout or self._timeout):
-                yield
+                node = node or await self._servers.found(keys.partition)
+                yield node
+        except AskError as error:
+            _ = self._servers.look()
+            raise _Moved(f"partition {keys.partition} moves") from error
         except (RedisError, OSError, TimeoutError) as error:
             reason = str(error) or "no answer in time"
-            if self.health.note("down", reason):
-                log.warning("store away: %s", reason)
+            self._servers.note(node, reason)
             raise StoreUnavailable(reason) from error
-        if self.health.note("up"):
-            log.info("store reached")
+        if node.away is not None:
+            self._servers.note(node, None)
 
     async def _ask(self, name: str, keys: Keys, *args: object) -> Any:
-        async with self._asking():
-            return await self._scripts[name](keys=[keys.online], args=[self.floor, *args])
+        try:
+            return await self._run_script(name, keys, args)
+        except _Moved:
+            await self._servers.look()
+            return await self._run_script(name, keys, args)
+
+    async def _run_script(self, name: str, keys: Keys, args: Sequence[object]) -> Any:
+        async with self._asking(keys) as node:
+            try:
+                return await node.redis.evalsha(_sha(name), 1, keys.online, self.floor, *args)
+            except NoScriptError:  # a new server
+                return await node.redis.eval(_script(name), 1, keys.online, self.floor, *args)
+
+    async def _pipe(self, keys: Keys, *commands: tuple[Any, ...]) -> list[Any]:
+        """Run commands on keys of the partition in one round trip; return their answers."""
+        if not commands:
+            return []
+        async with self._asking(keys) as node:
+            pipe = node.redis.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            answers: list[Any] = await pipe.execute()
+            return answers
 
     def _of(self, user: str) -> Keys:
         return self._keys[self.partition_of(user)]
@@ -269,63 +288,76 @@ class RedisStore:
     # Reading
 
     async def read(self, users: Collection[str]) -> Reading:
-        async def part(keys: Keys, members: list[str]) -> tuple[Keys, list[str], int, list[str]]:
+        async def part(keys: Keys, members: list[str]) -> tuple[Keys, Node | None, list[str], int, list[str]]:
+            node = self._servers.nodes[keys.partition]  # which may be another when it has answered
             settled, values = await self._ask("read", keys, " ".join(members))
-            return keys, members, settled, values.split(" ")
+            return keys, node, members, settled, values.split(" ")
 
         statuses: dict[str, Status] = {}
         unsettled: set[str] = set()
         groups = list(self._by_partition(users))
         parts = [await part(*groups[0])] if len(groups) == 1 else await asyncio.gather(*(part(*one) for one in groups))
-        for keys, members, settled, values in parts:
+        for keys, node, members, settled, values in parts:
             for user, online, version, active in zip(members, values[::3], values[1::3], values[2::3], strict=True):
                 statuses[user] = Status(user, online == "1", int(version), int(active) if active else None)
             # Nor is it certain as long as no sweep of ours has met this server.
-            if not settled or self._run_id != self._swept.get(keys.online):
+            if not settled or node is None or node.run_id != self._swept.get(keys.online):
                 unsettled.update(members)
         return Reading(statuses, frozenset(unsettled))
 
     async def online_users(self) -> AsyncIterator[Sequence[Change]]:
         for keys in self._keys:
-            async for members in self._pages("SSCAN", keys.online):
-                async with self._asking():
-                    pipe = self._redis.pipeline(transaction=False)
-                    for user in members:
-                        pipe.hmget(keys.user(user, "change"), "version", "device", "online")
-                        pipe.get(keys.user(user, "last_active"))
-                    found = await pipe.execute()
+            async for members in self._pages(keys, "SSCAN", keys.online):
+                found = await self._pipe(
+                    keys,
+                    *(
+                        command
+                        for user in members
+                        for command in (
+                            ("HMGET", keys.user(user, "change"), "version", "device", "online"),
+                            ("GET", keys.user(user, "last_active")),
+                        )
+                    ),
+                )
                 yield [
                     Change(user, True, int(version or 0), int(active) if active else None, device or "web")
                     for user, (version, device, online), active in zip(members, found[::2], found[1::2], strict=True)
                     if online == "1"  # the user may have left since
                 ]
 
-    async def _pages(self, command: str, *args: str) -> AsyncIterator[list[Any]]:
-        """Iterate over the pages of a SCAN command."""
+    async def _pages(self, keys: Keys, command: str, *args: str) -> AsyncIterator[list[Any]]:
+        """Iterate over the pages of a SCAN command; SCAN itself over all of the partition's keys."""
         cursor = "0"
+        before = args if command != "SCAN" else ()
+        after = args if command == "SCAN" else ()
         while True:
-            before = args if command != "SCAN" else ()
-            after = args if command == "SCAN" else ()
-            async with self._asking():
-                cursor, page = await self._redis.execute_command(command, *before, cursor, *after, "COUNT", PAGE)
+            async with self._asking(keys) as node:
+                cursor, page = await node.redis.execute_command(command, *before, cursor, *after, "COUNT", PAGE)
             yield page
             if int(cursor) == 0:
                 return
 
+    async def _scan(self, pattern: str) -> AsyncIterator[list[str]]:
+        """Iterate over the pages of all keys like the pattern, on every server once."""
+        scanned: set[Node] = set()
+        for keys in self._keys:
+            await self._pipe(keys, ("EXISTS", keys.online))  # finds the server
+            node = self._servers.nodes[keys.partition]
+            if node and node not in scanned:
+                scanned.add(node)
+                async for page in self._pages(keys, "SCAN", "MATCH", pattern):
+                    yield page
+
     async def online_count(self) -> int:
-        async with self._asking():
-            pipe = self._redis.pipeline(transaction=False)
-            for keys in self._keys:
-                pipe.scard(keys.online)
-            return sum(await pipe.execute())
+        counts = await asyncio.gather(*(self._pipe(keys, ("SCARD", keys.online)) for keys in self._keys))
+        return sum(count for (count,) in counts)
 
     async def sessions_of(self, user: str) -> Mapping[str, str]:
         keys = self._of(user)
-        async with self._asking():
-            sessions = await self._redis.zrange(keys.user(user, "sessions"), 0, -1)
-            if not sessions:
-                return {}
-            devices = await self._redis.mget([keys.user(user, f"online:{session}") for session in sessions])
+        (sessions,) = await self._pipe(keys, ("ZRANGE", keys.user(user, "sessions"), 0, -1))
+        if not sessions:
+            return {}
+        (devices,) = await self._pipe(keys, ("MGET", *(keys.user(user, f"online:{session}") for session in sessions)))
         return {session: device or "web" for session, device in zip(sessions, devices, strict=True)}
 
     # Watching: for whoever looks at `presence:user:{userId}:watchers`; our own delivery never does (DESIGN §4)
@@ -334,86 +366,83 @@ class RedisStore:
         if not users:
             return
         mine = self._of(session.user)
-        async with self._asking():
-            pipe = self._redis.pipeline(transaction=False)
-            for name, values in ((f"watching:{session.id}", users), ("watching", (session.id,))):
-                pipe.sadd(mine.user(session.user, name), *values)
-                pipe.expire(mine.user(session.user, name), self._watch_ttl)
-            await pipe.execute()
-        await self._each_watched("sadd", session.user, users)
+        commands: list[tuple[Any, ...]] = []
+        for name, values in ((f"watching:{session.id}", users), ("watching", (session.id,))):
+            commands.append(("SADD", mine.user(session.user, name), *values))
+            commands.append(("EXPIRE", mine.user(session.user, name), self._watch_ttl))
+        await self._pipe(mine, *commands)
+        await self._each_watched("SADD", session.user, users)
 
     async def unwatch(self, session: Session, users: Collection[str] | None = None) -> None:
-        recorded = self._of(session.user).user(session.user, f"watching:{session.id}")
-        async with self._asking():
-            if users is None:
-                users = await self._redis.smembers(recorded)
-            if not users:
-                return
-            await self._redis.srem(recorded, *users)
-        await self._each_watched("srem", session.user, users)
+        mine = self._of(session.user)
+        recorded = mine.user(session.user, f"watching:{session.id}")
+        if users is None:
+            (users,) = await self._pipe(mine, ("SMEMBERS", recorded))
+        if not users:
+            return
+        await self._pipe(mine, ("SREM", recorded, *users))
+        await self._each_watched("SREM", session.user, users)
         # Another session may watch them, also since just now: then put them back.
         again = (await self._watched_by(session.user)).intersection(users)
         if again:
-            await self._each_watched("sadd", session.user, again)
+            await self._each_watched("SADD", session.user, again)
 
     async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
-        for keys, members in self._by_partition(users):
-            async with self._asking():
-                pipe = self._redis.pipeline(transaction=False)
-                for user in members:
-                    getattr(pipe, command)(keys.user(user, "watchers"), watcher)
-                await pipe.execute()
+        await asyncio.gather(
+            *(
+                self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in members))
+                for keys, members in self._by_partition(users)
+            )
+        )
 
     async def _watched_by(self, user: str) -> set[str]:
         keys = self._of(user)
-        async with self._asking():
-            sessions = list(await self._redis.smembers(keys.user(user, "watching")))
-            pipe = self._redis.pipeline(transaction=False)
-            for session in sessions:
-                pipe.smembers(keys.user(user, f"watching:{session}"))
-            watched = await pipe.execute()
+        watching = keys.user(user, "watching")
+        (found,) = await self._pipe(keys, ("SMEMBERS", watching))
+        sessions = list(found)
+        watched = await self._pipe(keys, *(("SMEMBERS", keys.user(user, f"watching:{one}")) for one in sessions))
         if gone := [session for session, users in zip(sessions, watched, strict=True) if not users]:
-            async with self._asking():
-                await self._redis.srem(keys.user(user, "watching"), *gone)
-                pipe = self._redis.pipeline(transaction=False)
-                for session in gone:
-                    pipe.exists(keys.user(user, f"watching:{session}"))
-                # One may have begun to watch since: then put it back.
-                if again := [session for session, exists in zip(gone, await pipe.execute(), strict=True) if exists]:
-                    await self._redis.sadd(keys.user(user, "watching"), *again)
+            exist = (("EXISTS", keys.user(user, f"watching:{session}")) for session in gone)
+            _, *exists = await self._pipe(keys, ("SREM", watching, *gone), *exist)
+            # One may have begun to watch since: then put it back.
+            if again := [session for session, there in zip(gone, exists, strict=True) if there]:
+                await self._pipe(keys, ("SADD", watching, *again))
         return set().union(*watched)
 
     async def renew_watches(self, sessions: Iterable[Session]) -> None:
-        watching = [session for session in sessions if session.watched]
-        for start in range(0, len(watching), PAGE):
-            page = watching[start : start + PAGE]
-            async with self._asking():
-                pipe = self._redis.pipeline(transaction=False)
-                for session in page:
-                    keys = self._of(session.user)
-                    pipe.expire(keys.user(session.user, f"watching:{session.id}"), self._watch_ttl)
-                    pipe.expire(keys.user(session.user, "watching"), self._watch_ttl)
-                found = await pipe.execute()
-            for session, *kept in zip(page, found[::2], found[1::2], strict=True):
-                if not all(kept) and not session.closed:
-                    await self.watch(session, list(session.watched))
+        groups: dict[int, list[Session]] = {}
+        for session in sessions:
+            if session.watched:
+                groups.setdefault(self.partition_of(session.user), []).append(session)
+        for partition, watching in groups.items():
+            keys = self._keys[partition]
+            for start in range(0, len(watching), PAGE):
+                page = watching[start : start + PAGE]
+                names = (
+                    keys.user(session.user, name) for session in page for name in (f"watching:{session.id}", "watching")
+                )
+                found = await self._pipe(keys, *(("EXPIRE", name, self._watch_ttl) for name in names))
+                for session, *kept in zip(page, found[::2], found[1::2], strict=True):
+                    if not all(kept) and not session.closed:
+                        await self.watch(session, list(session.watched))
 
     # The sweep, and what follows a loss of the store
 
     async def sweep(self, partition: int) -> Sweep:
         keys = self._keys[partition]
-        async with self._asking():
-            # The connection first: if it is a new one, `_connected` has seen which server it is.
-            connection = await self._redis.connection_pool.get_connection()
+        async with self._asking(keys) as node:
+            # The connection first: if it is a new one, the node has seen which server it is.
+            pool = node.redis.connection_pool
+            connection = await pool.get_connection()
             try:
                 amnesty = self._amnesty if partition in self._epochs else self._amnesty_at_start
                 times = (round(self._lease * 1000), round(amnesty * 1000))
-                run_id = self._run_id
+                run_id = node.run_id
                 args = (self.floor, *times, run_id, SWEEP_LIMIT, SWEEP_ENOUGH_MS)
                 await connection.send_command("EVAL", _script("sweep"), 1, keys.online, *args)
                 epoch, left, more, version = await connection.read_response()
             finally:
-                await self._redis.connection_pool.release(connection)
+                await pool.release(connection)
         self.floor = max(self.floor, version)
         self._epochs[partition] = epoch
         self._swept[keys.online] = run_id
@@ -428,19 +457,47 @@ class RedisStore:
         self._expired.clear()
 
     async def _listen(self) -> None:
+        """Listen on every server that holds partitions, and follow these when they move."""
+        listening: dict[Node, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                nodes = self._servers.all()
+                for node in listening.keys() - set(nodes):
+                    listening.pop(node).cancel()
+                for node in nodes:
+                    if node not in listening:
+                        listening[node] = tasks.create_task(self._listen_to(node))
+                await self._servers.look()
+                await asyncio.sleep(LOOK_SECONDS if all(self._servers.nodes) else LOOK_SECONDS / 10)
+
+    async def _listen_to(self, node: Node) -> None:
         """Wake the sweep when a session's key expires (guide, RedisKeyExpirationListener)."""
+        loop = asyncio.get_running_loop()
+        subscribed = False
         while True:
             try:
-                async with self._blocking.pubsub() as events:
+                async with node.blocking.pubsub() as events:
                     async with asyncio.timeout(self._timeout):
                         await events.psubscribe("__keyevent@*__:expired")
+                    asked_at: float | None = None  # a frozen server is noticed by nothing else
                     while True:
-                        event = await events.get_message(timeout=1.0)
-                        if event and "presence:user:" in str(event["data"]):
-                            self._expired.set()
+                        event = await events.get_message(timeout=LISTEN_SECONDS)
+                        if event:
+                            asked_at = None
+                            # Of what expired between two subscriptions nothing was heard.
+                            again = subscribed and event["type"] == "psubscribe"
+                            subscribed = True
+                            if again or "presence:user:" in str(event["data"]):
+                                self._expired.set()
+                        elif asked_at is None:
+                            asked_at = loop.time()
+                            async with asyncio.timeout(self._timeout):
+                                await events.ping()
+                        elif loop.time() - asked_at > self._timeout:
+                            raise RedisConnectionError("no answer in time")
             except (RedisError, OSError) as error:
-                log.debug("listening to expired keys: %s", error)
-                await asyncio.sleep(1.0)
+                log.debug("listening to expired keys of %s: %s", node.name, error)
+                await asyncio.sleep(LISTEN_SECONDS)
 
     async def settle(self, statuses: Iterable[Status]) -> Sequence[Change]:
         by_user = {status.user: status for status in statuses}
@@ -465,12 +522,12 @@ class RedisStore:
     async def repair(self) -> Mapping[str, int]:
         count: Counter[str] = Counter(offline=0, online=0, deadlines=0, orphans=0)
         for keys in self._keys:
-            async for page in self._pages("SSCAN", keys.online):
+            async for page in self._pages(keys, "SSCAN", keys.online):
                 await self._repair_users(count, ((user, "") for user in page))
-            async for page in self._pages("ZSCAN", keys.deadlines):
+            async for page in self._pages(keys, "ZSCAN", keys.deadlines):
                 members = (member.partition(":") for member, _ in page)
                 await self._repair_users(count, ((user, session) for user, _, session in members))
-        async for page in self._pages("SCAN", "MATCH", "*presence:user:*:sessions"):
+        async for page in self._scan("*presence:user:*:sessions"):
             await self._repair_users(count, ((_user_of(key), "") for key in page))
         count["watchers"] = await self._repair_watchers()
         return count
@@ -486,18 +543,18 @@ class RedisStore:
     async def _repair_watchers(self) -> int:
         """Take out of the watchers of a user who does not watch (any more). Returns how many."""
         count = 0
-        async for page in self._pages("SCAN", "MATCH", "*presence:user:*:watchers"):
+        async for page in self._scan("*presence:user:*:watchers"):
             watched: dict[str, set[str]] = {}  # watcher → whom the watcher watches
             for key, user in ((key, _user_of(key)) for key in page):
-                async for watchers in self._pages("SSCAN", key):
+                async for watchers in self._pages(self._of(user), "SSCAN", key):
                     for watcher in watchers:
                         if watcher not in watched:
                             watched[watcher] = await self._watched_by(watcher)
                         if user not in watched[watcher]:
-                            await self._each_watched("srem", watcher, [user])
+                            await self._each_watched("SREM", watcher, [user])
                             # as in `unwatch`: the watcher may have begun to watch since
                             if user in await self._watched_by(watcher):
-                                await self._each_watched("sadd", watcher, [user])
+                                await self._each_watched("SADD", watcher, [user])
                             else:
                                 count += 1
         return count
@@ -517,19 +574,19 @@ class RedisStore:
                 if position is None or self._epochs.get(partition) != epoch:
                     # At the start, and after a loss of the store: what is there now is read as statuses.
                     epoch = self._epochs.get(partition)
-                    async with self._asking():
-                        position = checked = int(await self._redis.get(f"{keys.base}version") or 0)
+                    (version,) = await self._pipe(keys, ("GET", f"{keys.base}version"))
+                    position = checked = int(version or 0)
                     yield None
-                async with self._asking(self._timeout + FOLLOW_BLOCK_MS / 1000):
+                async with self._asking(keys, self._timeout + FOLLOW_BLOCK_MS / 1000) as node:
                     after = {keys.changes: _entry_id(position)}
-                    found = await self._blocking.xread(after, count=PAGE, block=FOLLOW_BLOCK_MS)
+                    found = await node.blocking.xread(after, count=PAGE, block=FOLLOW_BLOCK_MS)
                 entries = [_change(entry) for _, stream in _streams(found) for entry in stream]
                 if entries:
                     position = entries[-1].version
                     self.floor = max(self.floor, position)
                     yield entries
-                async with self._asking():
-                    trimmed = int(await self._redis.get(f"{keys.base}trimmed") or 0)
+                (mark,) = await self._pipe(keys, ("GET", f"{keys.base}trimmed"))
+                trimmed = int(mark or 0)
                 missed, position = trimmed > checked, max(position, trimmed)
                 checked = position
                 if missed:
@@ -543,9 +600,39 @@ class RedisStore:
         if at < trimmed:
             await self._ask("backlog", keys, cursor, trimmed)
             return None
-        async with self._asking():
-            entries = await self._redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
+        async with self._asking(keys) as node:
+            entries = await node.redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
         return [_change(entry) for entry in entries]
+
+    async def lag(self, cursor: str) -> float:
+        async def part(keys: Keys) -> float:
+            (at,) = await self._pipe(keys, ("GET", f"{keys.base}cursor:{cursor}"))
+            after = f"({_entry_id(int(at or 0))}"
+            entries, (seconds, us) = await self._pipe(keys, ("XRANGE", keys.changes, after, "+", "COUNT", 1), ("TIME",))
+            now_us = int(seconds) * 1_000_000 + int(us)
+            return (now_us - _change(entries[0]).version) / 1e6 if entries else 0.0
+
+        return max(0.0, *await asyncio.gather(*(part(keys) for keys in self._keys)))
+
+    async def newest(self) -> AsyncIterator[Sequence[Change]]:
+        async for page in self._scan("*presence:user:*:change"):
+            for keys, members in self._by_partition(map(_user_of, page)):
+                found = await self._pipe(
+                    keys,
+                    *(
+                        command
+                        for user in members
+                        for command in (
+                            ("HMGET", keys.user(user, "change"), "version", "online", "device"),
+                            ("GET", keys.user(user, "last_active")),
+                        )
+                    ),
+                )
+                yield [
+                    Change(user, online == "1", int(version), int(active) if active else None, device, Reason.RESTORED)
+                    for user, (version, online, device), active in zip(members, found[::2], found[1::2], strict=True)
+                    if version  # it may have lapsed since
+                ]
 
     async def trim(self, keep_seconds: float, cap: int) -> None:
         for keys in self._keys:

@@ -1547,7 +1547,8 @@ async def test_a_follower_begins_with_a_look_at_all_and_then_sees_each_change_in
 async def test_a_follower_that_was_overtaken_by_the_trim_is_told_so(deployment):
     """DESIGN §3.8: "XTRIM leaves no mark that a reader could see: hence `presence:trimmed`"."""
     store, other = await deployment.instance(), await deployment.instance()
-    read = store._blocking.xread
+    blocking = store._servers.all()[0].blocking
+    read = blocking.xread
     gate = asyncio.Event()
 
     async def slow(*args, **options):
@@ -1558,7 +1559,7 @@ async def test_a_follower_that_was_overtaken_by_the_trim_is_told_so(deployment):
         await end(other, await connect(other, "alice"))
         await wait_until(lambda: len(reader.changes()) == 2)
         await wait_until(lambda: deployment.redis.info("clients")["blocked_clients"] == 1, what="it to wait for more")
-        store._blocking.xread = slow
+        blocking.xread = slow
         await connect(other, "alice")  # ends the reading under way
         await wait_until(lambda: len(reader.changes()) == 3)
         await connect(other, next(u for u in many_users if other.partition_of(u) == other.partition_of("alice")))

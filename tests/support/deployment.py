@@ -62,8 +62,7 @@ class Deployment:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         for store in self.stores:
-            for client in (store._redis, store._blocking):  # what waits in the lanes is not waited for
-                await client.aclose()
+            await store.close()
 
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[None]:
