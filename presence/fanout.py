@@ -126,6 +126,10 @@ class Fanout:
         for watcher in self._watchers.get(status.user, ()):
             watcher.offer(status)
 
+    def watches(self, user: str) -> bool:
+        """Return whether anybody watches the user."""
+        return user in self._watchers
+
     def watched(self) -> list[str]:
         """Return the users who are watched."""
         return list(self._watchers)

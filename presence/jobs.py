@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 
-from presence.ports import PresenceStore, StoreUnavailable, Unavailable
+from presence.ports import Bus, PresenceStore, Sink, StoreUnavailable, Unavailable
 from presence.service import PresenceService
 
 log = logging.getLogger(__name__)
@@ -56,18 +57,76 @@ async def _settle(service: PresenceService, partition: int, amnesty: float) -> N
         await asyncio.sleep(SWEEP_EVERY)
 
 
-async def follow(service: PresenceService, partition: int) -> None:
-    """Take every change to the sessions that watch, for ever (guide, OnlineStatusEventConsumer)."""
+async def follow(
+    service: PresenceService,
+    partition: int,
+    bus: Bus | None = None,
+    fallback: float = 0.0,
+    wake: Callable[[], None] = lambda: None,
+) -> None:
+    """Take every change to the sessions that watch, for ever (guide, OnlineStatusEventConsumer).
+
+    Args:
+        service: whose store is followed.
+        partition: of the store.
+        bus: is to bring them instead (`follow_bus`): here it is only noticed when the store has been lost.
+        fallback: s for which the bus may be away until they are taken from the store all the same; 0: for ever.
+        wake: called when there are changes; wakes the relay to the bus.
+    """
     async for changes in service.store.follow(partition):
-        missed = changes is None
-        while missed:
-            try:
-                await service.resync(partition)
-                missed = False
-            except StoreUnavailable:
-                await asyncio.sleep(SWEEP_EVERY)
+        wake()
+        if changes is None:
+            await _read_anew(service, [partition])
+        elif bus is None or 0 < fallback <= _away_for(bus):
+            for change in changes:
+                service.fanout.deliver(change)
+
+
+async def follow_bus(service: PresenceService, bus: Bus) -> None:
+    """Take every change that the bus brings to the sessions that watch, for ever."""
+    async for changes in bus.follow(service.fanout.watches):
+        if changes is None:
+            await _read_anew(service, range(service.store.partitions))
         for change in changes or ():
             service.fanout.deliver(change)
+
+
+async def bridge_bus(service: PresenceService, bus: Bus, fallback: float) -> None:
+    """Read the statuses anew, for ever, when the bus does not bring them: at the begin of a fallback, and at its end.
+
+    When the bus is back it brings what it was given meanwhile, but of that the oldest may have been trimmed.
+
+    Args:
+        fallback: as for `follow`.
+    """
+    everywhere = range(service.store.partitions)
+    away = fell_back = False
+    while True:
+        await asyncio.sleep(SWEEP_EVERY)
+        was_away, away = away, bus.health.state == "down"
+        if was_away and not away:
+            await _read_anew(service, everywhere)
+            fell_back = False
+        elif not fell_back and 0 < fallback <= _away_for(bus):
+            log.warning("%s is away for %g s: changes are told straight from the store", bus.name, fallback)
+            await _read_anew(service, everywhere)
+            fell_back = True
+
+
+def _away_for(bus: Bus) -> float:
+    """For how long the bus has been away, s."""
+    return time.time() - bus.health.since if bus.health.state == "down" else 0.0
+
+
+async def _read_anew(service: PresenceService, partitions: Iterable[int]) -> None:
+    """Tell the present statuses of all who are watched, however long the store may be away."""
+    for partition in partitions:
+        while True:
+            try:
+                await service.resync(partition)
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(SWEEP_EVERY)
 
 
 async def every(seconds: float, job: Callable[[], Awaitable[object]], name: str) -> None:
@@ -107,3 +166,9 @@ async def renew_watches(service: PresenceService) -> None:
 async def renew_open_sessions(service: PresenceService) -> None:
     """Renew the leases of open connections (`PRESENCE_LEASE_RENEWED_BY=connection`)."""
     service.renew_open_sessions()
+
+
+async def lag(store: PresenceStore, sinks: Iterable[Sink]) -> None:
+    """Note for the health page how far each sink is behind the changes."""
+    for sink in sinks:
+        sink.health.lag = await store.lag(sink.name)

@@ -5,49 +5,120 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
-from presence.ports import HistoryStore, PresenceStore, Unavailable
+from presence.ports import PresenceStore, Sink, StoreUnavailable, Unavailable
 
 log = logging.getLogger(__name__)
 
 LEASE = 5.0  # s after which another instance takes over from one that died
 POLL = 0.2  # s between two looks at an empty backlog
 PAGE = 500  # changes to a write
+TOLD_LAG = 5.0  # s of waiting that are worth a line in the log
 
 
-async def relay(
-    store: PresenceStore, sink: HistoryStore, partition: int, *, overtaken: Callable[[], Awaitable[object]]
-) -> None:
-    """Bring one partition's changes to the sink, for ever, while no other instance does.
+class Relay:
+    """Brings one partition's changes to the sink, while no other instance does.
 
-    Args:
-        overtaken: called when changes were trimmed before they were relayed, to bring the newest state instead.
+    One that wakes late brings some again, which is harmless; the cursor never goes back (`backlog.lua`).
     """
-    cursor = f"{sink.name}.{partition}"
-    held_until = 0.0
-    done = 0
-    behind = False
-    while True:
-        try:
-            now = asyncio.get_running_loop().time()
-            if now > held_until - LEASE / 2:
-                if not await store.hold(f"relay.{cursor}", LEASE):
-                    done = 0  # whoever holds it moves the cursor now
+
+    def __init__(
+        self, store: PresenceStore, sink: Sink, partition: int, *, overtaken: Callable[[], Awaitable[object]]
+    ) -> None:
+        """Do nothing yet.
+
+        Args:
+            overtaken: called when changes were trimmed before they were relayed, to bring the newest state instead.
+        """
+        self._store = store
+        self._sink = sink
+        self._partition = partition
+        self._overtaken = overtaken
+        self._news = asyncio.Event()
+        self._lease = f"relay.{sink.name}.{partition}"
+        self._held_until = 0.0
+        self._done = 0  # the version up to which the sink has all
+        self._behind = False  # and is to be brought the newest state
+        self._waits_since: float | None = None
+        self._fails_since: float | None = None
+
+    @property
+    def lag(self) -> float:
+        """Age of the oldest change that the sink has not got yet, s; 0 when there is none, or another instance relays.
+
+        By this process's own clock since it met the change, and by the store's before that.
+        """
+        return 0.0 if self._waits_since is None else _now() - self._waits_since
+
+    def wake(self) -> None:
+        """There are changes: have them brought at once, not at the next look."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Relay, for ever."""
+        while True:
+            try:
+                if not await self._hold():
                     await asyncio.sleep(LEASE / 5)
-                    continue
-                held_until = now + LEASE
-            if behind:
-                await overtaken()
-                behind = False
-            changes = await store.backlog(sink.name, partition, done, PAGE)
-            if changes is None:
-                log.warning("changes were trimmed before %s had them: bringing the newest state instead", sink.name)
-                behind = True
-            elif changes:
-                await sink.write(changes)
-                done = changes[-1].version
-            else:
-                await asyncio.sleep(POLL)
-        except Unavailable as error:
-            log.debug("relay to %s waits: %s", sink.name, error)
-            await asyncio.sleep(POLL * 2)
+                elif not await self._bring():
+                    await self._news_or(POLL)
+            except StoreUnavailable as error:
+                log.debug("relay to %s waits: %s", self._sink.name, error)
+                await asyncio.sleep(POLL * 2)
+            except Unavailable as error:
+                log.debug("relay to %s waits: %s", self._sink.name, error)
+                await asyncio.sleep(POLL * 2)
+                await self._leave_it_to_others()
+
+    async def _hold(self) -> bool:
+        now = _now()
+        if now <= self._held_until - LEASE / 2:
+            return True
+        if await self._store.hold(self._lease, LEASE):
+            self._held_until = now + LEASE
+            return True
+        self._done, self._waits_since, self._fails_since = 0, None, None  # whoever holds it moves the cursor now
+        return False
+
+    async def _bring(self) -> bool:
+        """Bring one page. False: there is none."""
+        if self._behind:
+            await self._overtaken()
+            self._behind = False
+        changes = await self._store.backlog(self._sink.name, self._partition, self._done, PAGE)
+        if changes is None:
+            log.warning("changes were trimmed before %s had them: bringing the newest state instead", self._sink.name)
+            self._behind = True
+            return True
+        if changes:
+            if self._waits_since is None:
+                self._waits_since = _now() - (changes[-1].version - changes[0].version) / 1e6
+            await self._sink.write(changes)
+            self._done = changes[-1].version
+        if self.lag > TOLD_LAG:
+            log.info("%s has got changes that waited for %.1f s", self._sink.name, self.lag)
+        self._waits_since = self._fails_since = None
+        return bool(changes)
+
+    async def _news_or(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        self._news.clear()
+
+    async def _leave_it_to_others(self) -> None:
+        """Give the lease away after a while in vain: perhaps it is only this instance that cannot reach the sink."""
+        if self._fails_since is None:
+            self._fails_since = _now()
+        elif _now() - self._fails_since > LEASE:
+            self._fails_since, self._held_until = None, 0.0
+            try:
+                await self._store.hold(self._lease, 0.001)
+            except StoreUnavailable as error:
+                log.debug("relay to %s waits: %s", self._sink.name, error)
+            await asyncio.sleep(LEASE / 5 * 1.5)  # the others look every fifth
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

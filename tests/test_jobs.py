@@ -15,7 +15,7 @@ from presence import jobs
 from presence.adapters.sqlite import SqliteHistory
 from presence.core.model import Session
 from presence.fanout import Fanout, Watcher
-from presence.ports import HistoryUnavailable, StoreUnavailable
+from presence.ports import Health, HistoryUnavailable, StoreUnavailable
 from presence.service import PresenceService, Rules
 from tests.support.waiting import wait_until
 
@@ -227,6 +227,146 @@ async def test_what_a_follower_missed_is_read_anew(deployment, make_service, mon
     async with running(jobs.follow(service, service.store.partition_of("alice"))):
         assert (await wait_until(watcher.flips))[0].online
     assert len(tries) > 1
+
+
+class HandBus:
+    """A bus that brings what the test hands it; and that is away when the test says so."""
+
+    name = "bus"
+
+    def __init__(self) -> None:
+        self.health = Health()
+        self.health.note("up")
+        self.wanted = None
+        self.queue: asyncio.Queue = asyncio.Queue(10)
+
+    async def write(self, changes):
+        raise AssertionError("nobody relays here")
+
+    async def follow(self, wanted):
+        self.wanted = wanted
+        while True:
+            yield await self.queue.get()
+
+
+@pytest_asyncio.fixture
+async def bridged(deployment, make_service):
+    """A service that follows a bus, with a watcher of alice's, who comes and goes elsewhere."""
+    service, other = await make_service(), await make_service()
+    watcher = watch(service, "alice")
+    await deployment.sweep(service.store)
+    await service.snapshot(watcher, ["alice"])
+    read_anew, resync = [], service.resync
+
+    async def noted(partition: int) -> None:
+        await resync(partition)
+        read_anew.append(partition)
+
+    service.resync = noted
+    return SimpleNamespace(
+        read_anew=read_anew,
+        service=service,
+        bus=HandBus(),
+        watcher=watcher,
+        partition=service.store.partition_of("alice"),
+        connect=lambda: other.set_user_online("alice", "web", "s1"),
+        end=other.set_user_offline,
+    )
+
+
+async def told_within(watcher, seconds=1.0):
+    """Whether the watcher is told anything in this time."""
+    try:
+        await wait_until(watcher.flips, seconds)
+    except AssertionError:
+        return False
+    return True
+
+
+async def test_with_a_bus_the_changes_come_from_it_alone(deployment, bridged):
+    """DESIGN §4: relay, Kafka, fan-out; "skip a record by its key … when nobody here watches that user"."""
+    one = bridged
+    store_job = jobs.follow(one.service, one.partition, one.bus, 0.0)
+    async with running(store_job, jobs.follow_bus(one.service, one.bus)):
+        await wait_until(lambda: one.bus.wanted and one.read_anew)
+        assert one.bus.wanted("alice")
+        assert not one.bus.wanted("bob")
+        await one.bus.queue.put(None)
+        await wait_until(lambda: len(one.read_anew) == 1 + one.service.store.partitions)
+        await one.connect()
+        assert not await told_within(one.watcher)
+        await one.bus.queue.put(deployment.changes("alice"))
+        assert (await wait_until(one.watcher.flips))[0].online
+        await one.bus.queue.put(deployment.changes("alice"))
+        assert not await told_within(one.watcher, 0.3)
+
+
+async def test_what_the_bus_missed_is_read_anew(bridged):
+    one = bridged
+    async with running(jobs.follow_bus(one.service, one.bus)):
+        await one.connect()
+        await one.bus.queue.put(None)
+        assert (await wait_until(one.watcher.flips))[0].online
+
+
+async def test_with_a_bus_a_loss_of_the_store_is_still_noticed(bridged):
+    one = bridged
+    await one.connect()
+    async with running(jobs.follow(one.service, one.partition, one.bus, 0.0)):
+        assert (await wait_until(one.watcher.flips))[0].online  # by the None of the store
+
+
+async def test_a_bus_away_for_long_is_bypassed_until_it_is_back(deployment, bridged):
+    """The issue's option: "delivers to local watchers straight from the stream when Kafka is away for longer"."""
+    one = bridged
+    fallback = 0.6
+    work = (
+        jobs.follow(one.service, one.partition, one.bus, fallback),
+        jobs.follow_bus(one.service, one.bus),
+        jobs.bridge_bus(one.service, one.bus, fallback),
+    )
+    async with running(*work):
+        await wait_until(lambda: one.bus.wanted and one.read_anew)
+        one.bus.health.note("down", "test")
+        began = time.monotonic()
+        session = await one.connect()  # told of by nobody at first
+        assert (await wait_until(one.watcher.flips))[0].online
+        assert time.monotonic() - began > fallback - 0.05
+        await one.end(session)  # told of at once
+        assert not (await wait_until(one.watcher.flips))[0].online
+        read_anew = len(one.read_anew)
+        one.bus.health.note("up")
+        await wait_until(lambda: len(one.read_anew) == read_anew + one.service.store.partitions)
+        await one.bus.queue.put(deployment.changes("alice"))  # which it has had already
+        assert not await told_within(one.watcher, 0.3)
+        await one.connect()
+        assert not await told_within(one.watcher, 0.3)
+        await one.bus.queue.put(deployment.changes("alice"))
+        assert (await wait_until(one.watcher.flips))[0].online
+
+
+async def test_without_a_fallback_changes_wait_for_the_bus(bridged):
+    one = bridged
+    work = (jobs.follow(one.service, one.partition, one.bus, 0.0), jobs.bridge_bus(one.service, one.bus, 0.0))
+    async with running(*work):
+        one.bus.health.note("down", "test")
+        one.bus.health.since -= 3600
+        await wait_until(lambda: one.read_anew)
+        await one.connect()
+        assert not await told_within(one.watcher, 0.5)
+        one.bus.health.note("up")
+        assert (await wait_until(one.watcher.flips))[0].online  # read anew: the change itself may have been trimmed
+
+
+async def test_the_relay_is_woken_by_every_change(bridged):
+    one = bridged
+    woken = asyncio.Event()
+    async with running(jobs.follow(one.service, one.partition, one.bus, 0.0, woken.set)):
+        async with asyncio.timeout(5):
+            await woken.wait()  # by the first None
+            woken.clear()
+            await one.connect()
+            await woken.wait()
 
 
 async def test_a_job_that_fails_is_run_again_the_next_time():

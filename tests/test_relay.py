@@ -10,8 +10,8 @@ import pytest
 
 from presence import relay as module
 from presence.core.model import Change, Reason
-from presence.ports import HistoryUnavailable
-from presence.relay import relay
+from presence.ports import Health, HistoryUnavailable
+from presence.relay import Relay
 from tests.support.deployment import connect
 from tests.support.waiting import wait_until
 
@@ -29,6 +29,7 @@ class Sink:
     name = "sink"
 
     def __init__(self) -> None:
+        self.health = Health()
         self.writes: list[list[Change]] = []
         self.failures = 0
         self.away = False
@@ -56,7 +57,7 @@ async def nothing() -> None:
 
 @asynccontextmanager
 async def relaying(store, sink, overtaken: Callable[[], Awaitable[object]] = nothing):
-    task = asyncio.create_task(relay(store, sink, 0, overtaken=overtaken))
+    task = asyncio.create_task(Relay(store, sink, 0, overtaken=overtaken).run())
     try:
         yield task
         assert not task.done(), task.exception()
@@ -185,3 +186,94 @@ async def test_while_the_store_is_away_it_waits(deployment):
             await wait_until(lambda: store.health.state == "down")
         await changes_of(store, count=2)
         await wait_until(lambda: sink.changes == deployment.changes() != [])
+
+
+async def test_a_holder_that_wakes_late_does_not_move_the_cursor_back(deployment):
+    """DESIGN §4: "a stale holder's repeats are harmless"."""
+    store, other = await deployment.instance(), await deployment.instance()
+    stale, sink = Sink(), Sink()
+    stale.hangs = True
+    await changes_of(store, count=2)
+    late = asyncio.create_task(Relay(other, stale, 0, overtaken=nothing).run())
+    await wait_until(lambda: stale.under_way)
+    async with relaying(store, sink):
+        await changes_of(store, count=6)
+        await wait_until(lambda: cursor(deployment) == deployment.changes()[-1].version)
+        moved = cursor(deployment)
+        assert await other.backlog("sink", 0, deployment.changes()[1].version, 10) == []  # what it does when it wakes
+        assert cursor(deployment) == moved
+    late.cancel()
+    await asyncio.wait([late])
+
+
+async def test_a_holder_that_alone_cannot_reach_the_sink_leaves_it_to_another(deployment):
+    store, other = await deployment.instance(), await deployment.instance()
+    cut_off, sink = Sink(), Sink()
+    cut_off.away = True
+    await changes_of(store, count=2)
+    async with relaying(store, cut_off):
+        await wait_until(lambda: cut_off.failures)
+        async with relaying(other, sink):
+            await wait_until(lambda: sink.changes == deployment.changes())
+
+
+async def test_it_is_known_how_long_changes_have_waited(deployment, monkeypatch):
+    monkeypatch.setattr(module, "LEASE", 60.0)
+    store = await deployment.instance()
+    sink = Sink()
+    one = Relay(store, sink, 0, overtaken=nothing)
+    assert one.lag == 0
+    sink.away = True
+    await changes_of(store, count=2)
+    task = asyncio.create_task(one.run())
+    await wait_until(lambda: one.lag > 0.3)
+    await changes_of(store, count=2)
+    await wait_until(lambda: one.lag > 0.6)
+    sink.away = False
+    await wait_until(lambda: one.lag == 0)
+    assert sink.changes == deployment.changes()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_the_lag_counts_from_the_change_not_from_when_it_was_met(deployment):
+    store = await deployment.instance()
+    sink = Sink()
+    sink.away = True
+    await changes_of(store, count=2)
+    deployment.redis.xadd(
+        "presence:changes",
+        {"user": "bob", "online": "1", "lastActive": "", "device": "web", "reason": "connected"},
+        f"{deployment.now_ms() + 30_000}-0",
+    )
+    one = Relay(store, sink, 0, overtaken=nothing)
+    task = asyncio.create_task(one.run())
+    await wait_until(lambda: one.lag > 29)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_who_does_not_relay_has_no_lag(deployment):
+    store, other = await deployment.instance(), await deployment.instance()
+    await changes_of(store, count=2)
+    assert await store.hold("relay.sink.0", 60)
+    one = Relay(other, Sink(), 0, overtaken=nothing)
+    one._waits_since = 0.0  # from when it did
+    task = asyncio.create_task(one.run())
+    await wait_until(lambda: one.lag == 0)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_when_it_is_woken_it_looks_at_once(deployment, monkeypatch):
+    monkeypatch.setattr(module, "POLL", 60.0)
+    store = await deployment.instance()
+    sink = Sink()
+    one = Relay(store, sink, 0, overtaken=nothing)
+    task = asyncio.create_task(one.run())
+    for _ in range(3):
+        await changes_of(store, count=2)
+        one.wake()
+        await wait_until(lambda: sink.changes == deployment.changes())
+    task.cancel()
+    await asyncio.wait([task])
