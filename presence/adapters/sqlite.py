@@ -12,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from presence.core.model import Change, Status
+from presence.core.model import Change, Reason, Status
 from presence.ports import Health, HistoryUnavailable
 
 PAGE = 500
+PRUNED = 1000  # rows of the history that one write removes at most
+DAY = 86_400_000_000  # µs
 
 T = TypeVar("T")
-Row = tuple[str, int, int, int | None]
+Row = tuple[Any, ...]
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS user_presence (
@@ -26,6 +28,11 @@ _SCHEMA = """
         version INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS user_presence_online ON user_presence (user_id) WHERE is_online;
+    CREATE TABLE IF NOT EXISTS presence_history (
+        user_id TEXT NOT NULL, version INTEGER NOT NULL, is_online INTEGER NOT NULL, last_active INTEGER,
+        device TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (user_id, version)
+    ) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS presence_history_version ON presence_history (version);
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _WRITE = """
@@ -34,6 +41,19 @@ _WRITE = """
         is_online = excluded.is_online, last_active = excluded.last_active, device = excluded.device,
         version = excluded.version
     WHERE excluded.version > version
+"""
+_KEEP = """
+    INSERT INTO presence_history (user_id, is_online, last_active, device, version, reason) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (user_id, version) DO NOTHING
+"""
+_PRUNE = """
+    DELETE FROM presence_history WHERE (user_id, version) IN (
+        SELECT user_id, version FROM presence_history WHERE version < ? ORDER BY version LIMIT ?
+    )
+"""
+_CHANGES = """
+    SELECT user_id, is_online, version, last_active, device, reason FROM presence_history
+    WHERE user_id = ? ORDER BY version DESC LIMIT ?
 """
 _READ = """
     SELECT user_id, is_online, version, last_active FROM user_presence
@@ -54,19 +74,32 @@ class SqliteHistory:
 
     name: str
 
-    def __init__(self, db: sqlite3.Connection, thread: ThreadPoolExecutor, name: str, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        thread: ThreadPoolExecutor,
+        name: str,
+        timeout_seconds: float,
+        history_days: int,
+    ) -> None:
         self.name = name
         self.health = Health()
         self.health.note("up")
         self._db = db
         self._thread = thread
         self._timeout = timeout_seconds
+        self._keep_us = history_days * DAY
         self._turn = asyncio.Lock()
         self._work: asyncio.Future[Any] | None = None
 
     @classmethod
-    async def open(cls, path: Path, *, timeout_seconds: float = 2.0) -> SqliteHistory:
+    async def open(cls, path: Path, *, timeout_seconds: float = 2.0, history_days: int = 30) -> SqliteHistory:
         """Open the file, and make what is missing in it.
+
+        Args:
+            path: the file.
+            timeout_seconds: of one question.
+            history_days: how long a user's changes are kept.
 
         Raises:
             HistoryUnavailable: it is no such file, or cannot be made.
@@ -78,7 +111,7 @@ class SqliteHistory:
         except (sqlite3.Error, TimeoutError) as error:
             thread.shutdown(wait=False)
             raise HistoryUnavailable(f"{path}: {str(error) or 'no answer in time'}") from None
-        return cls(db, thread, name, timeout_seconds)
+        return cls(db, thread, name, timeout_seconds, history_days)
 
     async def close(self) -> None:
         """Close the file, once what is under way is done or out of time."""
@@ -89,12 +122,23 @@ class SqliteHistory:
 
     async def write(self, changes: Sequence[Change]) -> None:
         rows = [(one.user, one.online, one.last_active, one.device, one.version) for one in changes]
+        kept = [(*row, one.reason) for row, one in zip(rows, changes, strict=True)]
+        oldest = time.time_ns() // 1000 - self._keep_us
 
         def work() -> None:
             with self._db:  # one transaction
                 self._db.executemany(_WRITE, rows)
+                self._db.executemany(_KEEP, kept)
+                self._db.execute(_PRUNE, (oldest, PRUNED))
 
         await self._run(work)
+
+    async def changes(self, user: str, limit: int) -> Sequence[Change]:
+        rows = await self._select(_CHANGES, user, limit)
+        return [
+            Change(user, bool(online), version, last_active, device, Reason(reason))
+            for _, online, version, last_active, device, reason in rows
+        ]
 
     async def read(self, users: Collection[str]) -> Mapping[str, Status]:
         return {row[0]: _status(row) for row in await self._select(_READ, json.dumps(list(users)))}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from presence.adapters.sqlite import PAGE, SqliteHistory
+from presence.adapters.sqlite import DAY, PAGE, PRUNED, SqliteHistory
 from presence.core.model import Change, Reason, Status
 from presence.ports import HistoryUnavailable
 
@@ -33,6 +33,10 @@ async def history(path):
 
 def change(user: str, version: int, online: bool = True, **more) -> Change:
     return Change(user, online, version, version // 1000, **more)
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def status(one: Change) -> Status:
@@ -86,11 +90,15 @@ async def test_repeats_are_harmless(history, path):
     assert rows(path) == [("a", 1, 0, "web", 7)]
 
 
-async def test_of_a_write_that_fails_nothing_is_kept(history, path):
-    bad = Change("b", True, 2, 1, device=None)  # type: ignore[arg-type]
+@pytest.mark.parametrize("missing", ("device", "reason"))
+async def test_of_a_write_that_fails_nothing_is_kept(history, path, missing):
+    """Neither the status nor the history: both are one transaction."""
+    bad = change("b", 2)
+    setattr(bad, missing, None)
     with pytest.raises(HistoryUnavailable, match="NOT NULL"):
-        await history.write([change("a", 1), bad])
+        await history.write([change("a", now_us()), bad])
     assert rows(path) == []
+    assert kept(path) == []
     await history.write([change("a", 1)])
     assert len(rows(path)) == 1
 
@@ -118,6 +126,49 @@ async def test_a_write_between_two_pages_loses_no_other_user(history):
         seen += [one.user for one in page]
         await history.write([change(one.user, 2, online=False) for one in page])
     assert len(seen) == len(set(seen)) == 2 * PAGE
+
+
+def kept(path):
+    with sqlite3.connect(path) as db:
+        return db.execute("SELECT user_id, version, reason FROM presence_history ORDER BY version").fetchall()
+
+
+async def test_changes_are_kept_for_so_many_days_and_the_last_status_for_ever(path):
+    store = await SqliteHistory.open(path, history_days=2)
+    old, older, young = (now_us() - round(days * DAY) for days in (2.01, 3, 1.99))
+    await store.write([change("a", older), change("a", old), change("b", young)])
+    await store.write([change("c", now_us())])
+    assert [row[:2] for row in kept(path)[:1]] == [("b", young)]
+    assert list(await store.changes("a", 9)) == []
+    assert (await store.read(["a"]))["a"].version == old
+    await store.close()
+
+
+async def test_of_many_old_changes_each_write_removes_some(path):
+    """So that no write takes long."""
+    store = await SqliteHistory.open(path)
+    with sqlite3.connect(path) as db:
+        old = ((f"u{number}", number) for number in range(PRUNED + 10))
+        db.executemany("INSERT INTO presence_history VALUES (?, ?, 1, NULL, 'web', 'connected')", old)
+    await store.write([])
+    assert [row[1] for row in kept(path)] == list(range(PRUNED, PRUNED + 10))
+    await store.write([])
+    assert kept(path) == []
+    await store.close()
+
+
+async def test_a_file_from_before_there_was_a_history_gets_one(path):
+    store = await SqliteHistory.open(path)
+    await store.write([change("a", 1)])
+    await store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE presence_history")
+    again = await SqliteHistory.open(path)
+    later = change("a", now_us(), reason=Reason.EXPIRED)
+    await again.write([later])
+    assert list(await again.changes("a", 9)) == [later]
+    assert again.name == store.name
+    await again.close()
 
 
 async def test_the_file_outlives_its_user(path):
