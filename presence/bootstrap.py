@@ -15,23 +15,35 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import cast
 
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
 
 from presence import jobs, stomp
+from presence.adapters.cassandra import (
+    DIRECTORY_TABLES,
+    HISTORY_TABLES,
+    CassandraDirectory,
+    CassandraHistory,
+    CassandraSession,
+)
 from presence.adapters.directory import DirectoryError, FileDirectory, demo_path
 from presence.adapters.embedded import AlreadyRunning, DataDirError, EmbeddedError, EmbeddedStore, end_with, locked
+from presence.adapters.http_directory import HttpDirectory
+from presence.adapters.kafka import KafkaBus
 from presence.adapters.redis import RedisStore
 from presence.adapters.sqlite import SqliteHistory
+from presence.core.model import Change
 from presence.fanout import Fanout
 from presence.logs import configure_logging
-from presence.ports import Unavailable
-from presence.relay import relay
+from presence.ports import Directory, Health, HistoryStore, Sink, Unavailable
+from presence.relay import Relay
 from presence.server.app import create_app
 from presence.server.auth import KeysUnavailable, SecretError, TokenVerifier, make_token, secret_of
 from presence.server.budget import IdBudget
@@ -47,6 +59,7 @@ log = logging.getLogger(__name__)
 
 SPARE_FILES = 512  # open files left to all but clients
 RESTART_SECONDS = 1.0  # pause before something that ended is started again
+LAG_SECONDS = 5.0  # between two looks how far the sinks are behind
 REVISE_SECONDS = 2.0  # between two looks whether somebody may still be seen
 STOP_SECONDS = 5.0  # for closing all sockets at a planned stop
 GC_THRESHOLD = 20_000  # new objects between two collections: at Python's 700 they take a fifth of a connect
@@ -71,7 +84,8 @@ def serve(settings: Settings) -> None:
         StartError: it cannot.
     """
     with _start_errors(), locked(settings.data_dir):
-        FileDirectory(settings.directory or demo_path())  # what would fail in every instance fails here, once
+        if settings.directory != "cassandra" and "://" not in (settings.directory or ""):
+            _file_directory(settings)  # what would fail in every instance fails here, once
         _verifier(settings)
         sock = _listen(settings, shared=settings.workers > 1)
         store = None if settings.redis_url else EmbeddedStore(settings.data_dir)
@@ -100,11 +114,67 @@ async def cleanup(settings: Settings) -> Mapping[str, int]:
     url = settings.redis_url or EmbeddedStore(settings.data_dir).url
     with _start_errors():
         try:
-            async with _service(settings, url, name="cleanup") as service:
-                return await service.cleanup()
+            async with _parts(settings, url, name="cleanup") as parts:
+                if parts.cassandra:
+                    await parts.cassandra.connect()
+                return await _service(settings, parts).cleanup()
         except Unavailable as error:
             hint = "see PRESENCE_REDIS_URL" if settings.redis_url else f"is the server of {settings.data_dir} running?"
             raise StartError(f"no stores to clean up, {hint} {error}") from None
+
+
+async def init(settings: Settings, *, partitions: int, replication: int, retention_seconds: float) -> Sequence[str]:
+    """Make the topic, the keyspace and the tables that are missing; return a line for each.
+
+    Raises:
+        StartError: nothing is set up that would need it, or it cannot be reached.
+    """
+    done = []
+    try:
+        if bus := _bus(settings):
+            try:
+                await bus.create_topic(partitions, round(retention_seconds * 1000), replication)
+            finally:
+                await bus.close()
+            done.append(f"topic {settings.kafka_topic} is there")
+        if cassandra := _cassandra(settings):
+            strategy = {"class": "NetworkTopologyStrategy", settings.cassandra_datacenter: replication}
+            try:
+                await cassandra.create_schema(strategy)
+            finally:
+                await cassandra.close()
+            done.append(f"keyspace {settings.cassandra_keyspace} and its tables are there")
+    except Unavailable as error:
+        raise StartError(str(error)) from None
+    if not done:
+        raise StartError(
+            "nothing to do without PRESENCE_KAFKA_BOOTSTRAP_SERVERS or PRESENCE_CASSANDRA_CONTACT_POINTS", 2
+        )
+    return done
+
+
+async def history(settings: Settings, user: str, limit: int) -> Sequence[Change]:
+    """Return the user's last changes, the newest first.
+
+    Raises:
+        StartError: the history store cannot be asked.
+    """
+    try:
+        if cassandra := _cassandra(settings):
+            try:
+                await cassandra.connect()
+                return await CassandraHistory(cassandra, history_days=settings.history_days).changes(user, limit)
+            finally:
+                await cassandra.close()
+        if not (settings.data_dir / "history.db").exists():
+            raise StartError(f"no history in {settings.data_dir}: see PRESENCE_DATA_DIR")
+        sqlite = await _open_history(settings)
+        try:
+            return await sqlite.changes(user, limit)
+        finally:
+            await sqlite.close()
+    except Unavailable as error:
+        raise StartError(str(error)) from None
 
 
 @contextmanager
@@ -132,7 +202,8 @@ def _start_errors() -> Iterator[None]:
 async def _main(settings: Settings, sock: socket.socket, store: EmbeddedStore | None) -> None:
     """Run the one instance here, or several in processes of their own; keep the embedded store alive."""
     url = settings.redis_url or (store.url if store else "")
-    await (await _open_history(settings)).close()  # as in `serve`: fails here, once
+    if not settings.cassandra_contact_points:
+        await (await _open_history(settings)).close()  # as in `serve`: fails here, once
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -211,18 +282,66 @@ def _worker(settings: Settings, url: str) -> None:
 # One instance
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The adapters of one instance."""
+
+    store: RedisStore
+    history: HistoryStore
+    directory: Directory
+    bus: KafkaBus | None
+    cassandra: CassandraSession | None
+
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        return [self.history, *([self.bus] if self.bus else [])]
+
+    @property
+    def health(self) -> Mapping[str, Health]:
+        directory = getattr(self.directory, "health", None)  # a file is always there
+        parts = {"store": self.store.health, "history": self.history.health}
+        parts |= {"bus": self.bus.health} if self.bus else {}
+        return parts | ({"directory": directory} if directory else {})
+
+
 @asynccontextmanager
-async def _service(settings: Settings, url: str, name: str) -> AsyncIterator[PresenceService]:
-    store = RedisStore(
-        url,
-        instance=name,
-        partitions=settings.redis_partitions,
-        lease=settings.lease_seconds,
-        amnesty=settings.amnesty_seconds,
-        amnesty_at_start=None if settings.redis_url else 0.0,
-        watch_ttl=max(1.0, 2 * settings.cleanup_seconds),
-        timeout=settings.store_timeout_seconds,
-    )
+async def _parts(settings: Settings, url: str, name: str) -> AsyncIterator[_Parts]:
+    async with AsyncExitStack() as stack:
+        store = RedisStore(
+            url,
+            instance=name,
+            partitions=settings.redis_partitions,
+            lease=settings.lease_seconds,
+            amnesty=settings.amnesty_seconds,
+            amnesty_at_start=None if settings.redis_url else 0.0,
+            watch_ttl=max(1.0, 2 * settings.cleanup_seconds),
+            timeout=settings.store_timeout_seconds,
+        )
+        stack.push_async_callback(store.close)
+        cassandra = _cassandra(settings)
+        history: HistoryStore
+        if cassandra:
+            stack.push_async_callback(cassandra.close)
+            history = CassandraHistory(cassandra, history_days=settings.history_days)
+        else:
+            history = sqlite = await _open_history(settings)
+            stack.push_async_callback(sqlite.close)
+        directory: Directory
+        if settings.directory == "cassandra" and cassandra:
+            directory = CassandraDirectory(cassandra, cache=settings.directory_cache_seconds)
+        elif settings.directory and "://" in settings.directory:
+            limits = {"timeout": settings.store_timeout_seconds, "cache": settings.directory_cache_seconds}
+            directory = http = HttpDirectory(settings.directory, **limits)
+            stack.push_async_callback(http.close)
+        else:
+            directory = _file_directory(settings)
+        bus = _bus(settings)
+        if bus:
+            stack.push_async_callback(bus.close)
+        yield _Parts(store, history, directory, bus, cassandra)
+
+
+def _service(settings: Settings, parts: _Parts) -> PresenceService:
     rules = Rules(
         lease=settings.lease_seconds,
         grace=settings.grace_seconds,
@@ -231,12 +350,32 @@ async def _service(settings: Settings, url: str, name: str) -> AsyncIterator[Pre
         contacts_only=settings.watch_policy == "contacts",
         user_connections=settings.max_user_connections,
     )
-    history = await _open_history(settings)
-    try:
-        yield PresenceService(store, history, FileDirectory(settings.directory or demo_path()), Fanout(), rules)
-    finally:
-        await store.close()
-        await history.close()
+    return PresenceService(parts.store, parts.history, parts.directory, Fanout(), rules)
+
+
+def _cassandra(settings: Settings) -> CassandraSession | None:
+    if not settings.cassandra_contact_points:
+        return None
+    return CassandraSession(
+        settings.cassandra_contact_points,
+        keyspace=settings.cassandra_keyspace,
+        datacenter=settings.cassandra_datacenter,
+        user=settings.cassandra_user,
+        password=settings.cassandra_password,
+        timeout=settings.store_timeout_seconds,
+        tables=(*HISTORY_TABLES, *(DIRECTORY_TABLES if settings.directory == "cassandra" else ())),
+    )
+
+
+def _bus(settings: Settings) -> KafkaBus | None:
+    if not settings.kafka_bootstrap_servers:
+        return None
+    servers = settings.kafka_bootstrap_servers
+    return KafkaBus(servers, topic=settings.kafka_topic, timeout=settings.store_timeout_seconds)
+
+
+def _file_directory(settings: Settings) -> FileDirectory:
+    return FileDirectory(Path(settings.directory) if settings.directory else demo_path())
 
 
 async def _instance(settings: Settings, url: str, sock: socket.socket, stop: asyncio.Event) -> None:
@@ -244,17 +383,17 @@ async def _instance(settings: Settings, url: str, sock: socket.socket, stop: asy
     asyncio.get_running_loop().set_exception_handler(log_dropped)
     gc.freeze()  # what is there now stays
     gc.set_threshold(GC_THRESHOLD)
-    async with _service(settings, url, name=secrets.token_hex(8)) as service:
+    async with _parts(settings, url, name=secrets.token_hex(8)) as parts:
+        service = _service(settings, parts)
         verifier = _verifier(settings)
         origins = Origins(settings.allowed_origins, loopback_only=is_loopback(settings.host))
         budget = IdBudget(settings.max_ids_per_second, settings.max_ids_burst)
         api = presence_api(service, verifier, budget, settings.max_ids_per_request)
-        health = {"store": service.store.health, "history": service.history.health}
-        app = create_app(api, origins, health, settings.max_body_bytes)
+        app = create_app(api, origins, parts.health, settings.max_body_bytes)
         endpoint = Endpoint(cast("ASGIApp", app.asgi_app), service, verifier, origins, budget, _limits(settings))
         app.asgi_app = endpoint  # type: ignore[method-assign, assignment]
         closed = asyncio.Event()
-        tasks = [asyncio.create_task(_lasting(job, name)) for name, job in _jobs(settings, service, endpoint)]
+        tasks = [asyncio.create_task(_lasting(job, name)) for name, job in _jobs(settings, parts, service, endpoint)]
         server = asyncio.create_task(hypercorn_serve(app, _config(settings, sock), shutdown_trigger=closed.wait))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({server, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -265,16 +404,15 @@ async def _instance(settings: Settings, url: str, sock: socket.socket, stop: asy
         for task in tasks[1:]:
             task.cancel()
         await asyncio.wait(tasks[1:])
-        await cast("RedisStore", service.store).flushed()
+        await parts.store.flushed()
         tasks[0].cancel()  # the store's own work last
 
 
 def _jobs(
-    settings: Settings, service: PresenceService, endpoint: Endpoint
+    settings: Settings, parts: _Parts, service: PresenceService, endpoint: Endpoint
 ) -> Sequence[tuple[str, Callable[[], Awaitable[object]]]]:
     """Return what runs beside the connections, the store's own work first."""
-    store = service.store
-    assert isinstance(store, RedisStore)
+    store, bus = parts.store, parts.bus
     work: list[tuple[str, Callable[[], Awaitable[object]]]] = [("store", store.run)]
 
     def every(seconds: float, name: str, job: Callable[[], Awaitable[object]], *, shared: bool = False) -> None:
@@ -282,20 +420,46 @@ def _jobs(
             job = partial(jobs.on_one_instance, store, f"{name}.{service.history.name}", 1.5 * seconds, job)
         work.append((name, partial(jobs.every, seconds, job, name)))
 
+    if settings.redis_url:
+        work.append(("redis check", partial(_check_redis, store)))
+    if parts.cassandra:
+        work.append(("cassandra", parts.cassandra.run))
+    if bus:
+        work.append(("bus", partial(jobs.follow_bus, service, bus)))
+        work.append(("bridge", partial(jobs.bridge_bus, service, bus, settings.kafka_fallback_seconds)))
     for partition in range(store.partitions):
         work.append((f"sweep {partition}", partial(jobs.sweep, service, partition)))
-        work.append((f"follow {partition}", partial(jobs.follow, service, partition)))
-        backlog = partial(relay, store, service.history, partition, overtaken=service.cleanup)
-        work.append((f"relay {partition}", backlog))
+        relays = [Relay(store, sink, partition, overtaken=partial(service.bring_newest, sink)) for sink in parts.sinks]
+        work += [(f"relay {partition} to {sink.name}", one.run) for sink, one in zip(parts.sinks, relays, strict=True)]
+
+        def wake(relays: Sequence[Relay] = relays) -> None:
+            for one in relays:
+                one.wake()
+
+        follow = partial(jobs.follow, service, partition, bus, settings.kafka_fallback_seconds, wake)
+        work.append((f"follow {partition}", follow))
     every(settings.cleanup_seconds, "cleanup", partial(jobs.cleanup, service), shared=True)
     every(settings.stats_seconds, "stats", partial(jobs.stats, service))
     every(settings.cleanup_seconds, "watches", partial(jobs.renew_watches, service))
+    every(LAG_SECONDS, "lag", partial(jobs.lag, store, parts.sinks))
     every(10.0, "trim", partial(store.trim, settings.changes_keep_seconds, settings.changes_cap))
     if settings.lease_renewed_by == "connection":
         every(settings.lease_seconds / 3, "renewal", partial(jobs.renew_open_sessions, service))
     if settings.watch_policy == "contacts":
         every(REVISE_SECONDS, "revision", endpoint.revise)
     return work
+
+
+async def _check_redis(store: RedisStore) -> None:
+    """Say once what is wrong with the settings of Redis, as soon as it can be asked."""
+    while True:
+        try:
+            for line in await store.check():
+                log.warning("PRESENCE_REDIS_URL: %s", line)
+            break
+        except Unavailable:
+            await asyncio.sleep(RESTART_SECONDS)
+    await asyncio.Event().wait()  # a job does not end
 
 
 async def _lasting(job: Callable[[], Awaitable[object]], name: str) -> None:
@@ -346,7 +510,11 @@ def _config(settings: Settings, sock: socket.socket) -> Config:
 
 
 async def _open_history(settings: Settings) -> SqliteHistory:
-    return await SqliteHistory.open(settings.data_dir / "history.db", timeout_seconds=settings.store_timeout_seconds)
+    return await SqliteHistory.open(
+        settings.data_dir / "history.db",
+        timeout_seconds=settings.store_timeout_seconds,
+        history_days=settings.history_days,
+    )
 
 
 def _verifier(settings: Settings) -> TokenVerifier:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from presence import bootstrap
-from presence.core.model import ID
+from presence.core.model import ID, rfc3339
 from presence.logs import configure_logging
 from presence.settings import Settings, SettingsError, explain, load
 
@@ -69,6 +69,33 @@ def token(user: str, ttl: int) -> None:
     if not ID.fullmatch(user):
         _fail(f"USER {user!r} is not an id: letters, digits and . _ ~ @ - only, at most 128", 2)
     click.echo(bootstrap.token(load(), user, ttl))
+
+
+@main.command()
+@click.option("--partitions", default=12, show_default=True, help="Of the topic.", type=click.IntRange(1, 10_000))
+@click.option("--replication", default=1, show_default=True, help="Copies of all.", type=click.IntRange(1, 100))
+@click.option("--retention", default=86_400, show_default=True, help="Of the topic, s.", type=click.IntRange(1))
+def init(partitions: int, replication: int, retention: int) -> None:
+    """Make the topic, keyspace and tables that are missing; run it again whenever you like."""
+    settings = load()
+    configure_logging("error", settings.log_format)
+    lines = bootstrap.init(settings, partitions=partitions, replication=replication, retention_seconds=retention)
+    for line in asyncio.run(lines):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("user")
+@click.option("--limit", default=20, show_default=True, help="Changes at most.", type=click.IntRange(1, 100_000))
+def history(user: str, limit: int) -> None:
+    """Print USER's last changes, the newest first: when, status, device, reason."""
+    if not ID.fullmatch(user):
+        _fail(f"USER {user!r} is not an id: letters, digits and . _ ~ @ - only, at most 128", 2)
+    settings = load()
+    configure_logging("error", settings.log_format)
+    for change in asyncio.run(bootstrap.history(settings, user, limit)):
+        status = "online" if change.online else "offline"
+        click.echo(f"{rfc3339(change.version // 1000)} {status:7} {change.device:6} {change.reason}")
 
 
 @main.command()

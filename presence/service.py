@@ -18,6 +18,7 @@ from presence.ports import (
     HistoryStore,
     HistoryUnavailable,
     PresenceStore,
+    Sink,
     StoreUnavailable,
 )
 
@@ -341,6 +342,11 @@ class PresenceService:
         return count
 
     # Maintenance
+
+    async def bring_newest(self, sink: Sink) -> None:
+        """Bring the sink the last change of every user known: some before were trimmed before it had them."""
+        async for page in self.store.newest():
+            await sink.write(page)
 
     async def cleanup(self) -> Mapping[str, int]:
         """Make online set, sessions, watchers and the history's rows agree (guide, Cleanup Task, Stale Detection).

@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from redis import ConnectionPool
+from redis import ConnectionPool, RedisError
+
+from presence.core import redis_url
 
 PREFIX = "PRESENCE_"
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]@]+)(?::(\d{1,5}))?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,]+")
 
 Count = Annotated[int, Field(ge=1)]
@@ -72,14 +74,37 @@ class Settings(BaseSettings):
     send_seconds: Seconds = Field(10.0, description="Time in which a client must take in what it is sent, s.")
 
     watch_policy: Literal["anyone", "contacts"] = Field("anyone", description="Who may see whom.")
-    directory: Path | None = Field(
-        None, description="JSON file with the friends and conversations, re-read when it changes; none: demo data."
+    directory: str | None = Field(
+        None,
+        description="Who is whose friend: a JSON file, re-read when changed; `cassandra`; or the http(s) base URL of "
+        "the host application; none: demo data.",
+    )
+    directory_cache_seconds: float = Field(
+        5.0, ge=0, le=10, description="How old an answer of the host application may be, s."
     )
 
     redis_url: str | None = Field(
-        None, repr=False, description="Redis or Valkey, redis://, rediss:// or unix://; none: an embedded one."
+        None,
+        repr=False,
+        description="Redis or Valkey: redis://, rediss://, unix://, redis+cluster://host:port,… or "
+        "redis+sentinel://host:port,…/service (rediss+… for TLS); none: an embedded one.",
     )
     redis_partitions: Count = Field(1, description="Partitions of the keys, when one Redis is not enough.")
+    kafka_bootstrap_servers: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Kafka, host:port separated by commas; none: each instance reads the changes from Redis."
+    )
+    kafka_topic: str = Field("user.presence.status", description="Topic of the changes.")
+    kafka_fallback_seconds: SecondsOrNone = Field(
+        0.0, description="Kafka away for so long: changes are told straight from Redis, s; 0: never."
+    )
+    cassandra_contact_points: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Cassandra, host or host:port separated by commas; none: SQLite in the data folder."
+    )
+    cassandra_keyspace: str = Field("presence", description="Keyspace of the tables.")
+    cassandra_datacenter: str = Field("datacenter1", description="Local datacenter.")
+    cassandra_user: str | None = Field(None, description="User name, with PRESENCE_CASSANDRA_PASSWORD.")
+    cassandra_password: str | None = Field(None, repr=False, description="Password.")
+    history_days: Count = Field(30, description="How long a user's changes are kept, days.")
     store_timeout_seconds: Seconds = Field(2.0, description="Time limit of one question to a store, s.")
     amnesty_seconds: SecondsOrNone = Field(5.0, description="After a store came back, time without any offline, s.")
     changes_keep_seconds: Seconds = Field(60.0, description="How long changes are kept for slow readers, s.")
@@ -119,26 +144,42 @@ class Settings(BaseSettings):
             raise ValueError(f"must list origins like https://app.example:8443, without a path, not {wrong!r}")
         return origins
 
-    @field_validator("directory", mode="before")
+    @field_validator("directory")
     @classmethod
-    def _check_directory(cls, value: object) -> object:
-        if str(value).startswith(("http://", "https://")) or value == "cassandra":
-            raise ValueError("must be a JSON file; no other directory is there yet")
+    def _check_directory(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and (not _is_http(value) or "?" in value or "#" in value):
+            raise ValueError("must be a JSON file, cassandra, or a base URL like https://app.example/presence")
         return value
 
     @field_validator("jwks")
     @classmethod
     def _check_jwks(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value:
-            try:
-                parts = urlsplit(value)
-                good = (
-                    parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in value
-                )
-            except ValueError:
-                good = False
-            if not good:
-                raise ValueError("must be a file, or a URL like https://issuer.example/jwks.json")
+        if value is not None and "://" in value and not _is_http(value):
+            raise ValueError("must be a file, or a URL like https://issuer.example/jwks.json")
+        return value
+
+    @field_validator("kafka_bootstrap_servers", "cassandra_contact_points", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("kafka_bootstrap_servers", "cassandra_contact_points")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        port = "" if info.field_name == "kafka_bootstrap_servers" else " or host"
+        for one in value:
+            match = _HOST.fullmatch(one)
+            if not match or not (match[2] or port) or not 0 < int(match[2] or 1) < 65_536:
+                raise ValueError(f"must list host:port{port}, not {one!r}")
+        return value
+
+    @field_validator("kafka_topic", "cassandra_keyspace")
+    @classmethod
+    def _check_name(cls, value: str, info: ValidationInfo) -> str:
+        if info.field_name == "kafka_topic" and not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value):
+            raise ValueError("must have letters, digits and . _ - only")
+        if info.field_name == "cassandra_keyspace" and not re.fullmatch(r"[a-z][a-z0-9_]{0,47}", value):
+            raise ValueError("must begin with a small letter, and have small letters, digits and _ only")
         return value
 
     @field_validator("jwt_secret")
@@ -151,13 +192,13 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(REDIS_SCHEMES):
-            raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
         if value is not None:
-            try:
-                ConnectionPool.from_url(value).make_connection()  # connects nowhere yet
-            except (ValueError, TypeError):  # whose text may hold the password
-                raise ValueError("must be a URL like redis://user:password@host:6379/0") from None
+            parsed = redis_url.parse(value)
+            for url in filter(None, (parsed.url, parsed.sentinel_url)):
+                try:
+                    ConnectionPool.from_url(url).make_connection()  # connects nowhere yet
+                except (ValueError, TypeError, RedisError):  # whose text may hold the password
+                    raise ValueError(f"must be a URL like {parsed.example}, with options of redis-py only") from None
         return value
 
     @model_validator(mode="after")
@@ -170,6 +211,14 @@ class Settings(BaseSettings):
             )
         if self.redis_partitions > 1 and self.redis_url is None:
             raise ValueError("PRESENCE_REDIS_PARTITIONS above 1 needs PRESENCE_REDIS_URL")
+        if self.redis_partitions == 1 and self.redis_url and redis_url.parse(self.redis_url).kind == "cluster":
+            raise ValueError(
+                "PRESENCE_REDIS_PARTITIONS must be above 1 when PRESENCE_REDIS_URL is a cluster, say 12 for 3 primaries"
+            )
+        if self.directory == "cassandra" and not self.cassandra_contact_points:
+            raise ValueError("PRESENCE_DIRECTORY=cassandra needs PRESENCE_CASSANDRA_CONTACT_POINTS")
+        if (self.cassandra_user is None) != (self.cassandra_password is None):
+            raise ValueError("PRESENCE_CASSANDRA_USER and PRESENCE_CASSANDRA_PASSWORD go together")
         if self.port == 0 and self.workers > 1:
             raise ValueError("PRESENCE_PORT=0 needs PRESENCE_WORKERS=1: several workers must share one port")
         if self.max_ids_burst < self.max_ids_per_request:
@@ -213,6 +262,14 @@ def explain() -> str:
         )
         lines.append(f"{PREFIX}{name.upper()} [{shown}]\n    {field.description}")
     return "\n".join(lines)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:
+        return False
 
 
 def _sentence(field: str | None, error: Any) -> str:

@@ -56,7 +56,7 @@ async def test_a_job_that_ends_or_fails_is_started_again_and_that_is_logged(monk
         ({"watch_policy": "contacts"}, {"revision"}),
         (
             {"redis_url": "redis://localhost", "redis_partitions": 2},
-            {"sweep 1", "follow 1", "relay 1"},
+            {"sweep 1", "follow 1", "relay 1 to h", "redis check"},
         ),
     ),
 )
@@ -64,13 +64,14 @@ async def test_the_jobs_are_those_that_the_settings_ask_for(settings, more):
     """The store's own work comes first, as it is ended last. Each partition is swept, followed and relayed."""
     chosen = load(**settings)
     store = RedisStore("redis://127.0.0.1:1/0", instance="i", partitions=chosen.redis_partitions)
-    sink = type("History", (), {"name": "h"})()
-    service: Any = type("Service", (), {"store": store, "history": sink, "cleanup": None})()
+    sink: Any = type("History", (), {"name": "h"})()
+    service: Any = type("Service", (), {"store": store, "history": sink, "bring_newest": print})()
     endpoint: Any = type("Endpoint", (), {"revise": None})()
-    names = [name for name, _ in bootstrap._jobs(chosen, service, endpoint)]
+    parts = bootstrap._Parts(store, sink, sink, None, None)
+    names = [name for name, _ in bootstrap._jobs(chosen, parts, service, endpoint)]
     assert names[0] == "store"
     assert len(names) == len(set(names))
-    always = {"store", "sweep 0", "follow 0", "relay 0", "cleanup", "stats", "watches", "trim"}
+    always = {"store", "sweep 0", "follow 0", "relay 0 to h", "cleanup", "stats", "watches", "lag", "trim"}
     assert set(names) == always | more
     await store.close()
 

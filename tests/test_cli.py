@@ -7,6 +7,7 @@ import re
 import sqlite3
 import time
 from contextlib import closing
+from typing import Any
 
 import jwt
 import pytest
@@ -36,10 +37,12 @@ TABLE = {
     "ALLOWED_ORIGINS",
     "REDIS_URL",
     "REDIS_PARTITIONS",
+    "KAFKA_BOOTSTRAP_SERVERS",
+    "CASSANDRA_CONTACT_POINTS",
     "LOG_LEVEL",
     "LOG_FORMAT",
 }
-"""The settings in DESIGN §5's table that this release has: all but those of Kafka and Cassandra."""
+"""The settings in DESIGN §5's table."""
 
 
 def only_line(text: str) -> str:
@@ -272,3 +275,56 @@ async def test_with_log_format_json_every_line_is_one_object(
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     assert {"info", "error"} <= {line["level"] for line in lines}
     assert any("the embedded store has died" in line["message"] for line in lines)
+
+
+# presence history, presence init
+
+
+async def test_history_prints_a_users_changes_the_newest_first(start_server: StartServer, connect: Connect, user):
+    server = await start_server()
+    client = await connect(server, user)
+    await client.set_online(False)
+    await client.set_online(True)
+    await client.disconnect()
+
+    async def lines() -> list[str]:
+        code, out, err = await run_presence("history", user, data_dir=server.data_dir)
+        assert (code, err) == (0, "")
+        return out.splitlines() if out.count("\n") == 4 else []
+
+    everything = await wait_until(lines, 20, what="four changes")
+    assert [line.split()[1:] for line in everything[:3]] == [
+        ["offline", "web", "disconnected"],
+        ["online", "web", "revived"],
+        ["offline", "web", "signed-off"],
+    ]
+    moments = [line.split()[0] for line in everything]
+    assert moments == sorted(moments, reverse=True)
+    code, out, _ = await run_presence("history", user, "--limit", "2", data_dir=server.data_dir)
+    assert (code, out.splitlines()) == (0, everything[:2])
+
+
+async def test_history_of_a_user_never_seen_is_empty(start_server: StartServer):
+    server = await start_server()
+    assert await run_presence("history", "nobody", data_dir=server.data_dir) == (0, "", "")
+
+
+async def test_history_without_any_is_one_line(tmp_path):
+    code, out, err = await run_presence("history", "alice", data_dir=tmp_path / "none")
+    assert (code, out) == (1, "")
+    assert only_line(err) == f"presence: no history in {tmp_path / 'none'}: see PRESENCE_DATA_DIR"
+    assert not (tmp_path / "none").exists()
+
+
+async def test_init_without_anything_to_make_is_one_line(tmp_path):
+    code, out, err = await run_presence("init", data_dir=tmp_path)
+    assert (code, out) == (2, "")
+    assert "PRESENCE_KAFKA_BOOTSTRAP_SERVERS" in only_line(err)
+
+
+@pytest.mark.parametrize("setting", ("kafka_bootstrap_servers", "cassandra_contact_points"))
+async def test_init_of_what_is_away_is_one_line(tmp_path, setting):
+    settings: dict[str, Any] = {"data_dir": tmp_path, setting: "127.0.0.1:1"}
+    code, out, err = await run_presence("init", **settings)
+    assert (code, out) == (1, "")
+    assert "127.0.0.1:1" in only_line(err)

@@ -139,7 +139,15 @@ def test_what_is_no_origin_is_refused(bad):
         ({"redis_partitions": 0, "redis_url": "redis://h"}, ["REDIS_PARTITIONS"]),
         ({"redis_partitions": 2}, ["REDIS_PARTITIONS", "REDIS_URL"]),
         ({"redis_url": "http://h"}, ["REDIS_URL", "redis://", "rediss://", "unix://"]),
-        ({"redis_url": "redis+cluster://h"}, ["REDIS_URL"]),
+        ({"redis_url": "redis+cluster://h"}, ["REDIS_PARTITIONS", "REDIS_URL", "above 1"]),
+        ({"redis_url": "redis+cluster://h,", "redis_partitions": 12}, ["REDIS_URL", "redis+cluster://"]),
+        ({"redis_url": "redis+cluster://h/1", "redis_partitions": 12}, ["REDIS_URL", "number 0"]),
+        ({"redis_url": "redis+cluster://h?db=1", "redis_partitions": 12}, ["REDIS_URL", "db"]),
+        ({"redis_url": "redis+cluster://h?no_such=1", "redis_partitions": 12}, ["REDIS_URL", "options of redis-py"]),
+        ({"redis_url": "redis+sentinel://h:1,h:2"}, ["REDIS_URL", "redis+sentinel://", "/service"]),
+        ({"redis_url": "redis+sentinel://h:99999/s"}, ["REDIS_URL", "/service"]),
+        ({"redis_url": "rediss+sentinel://h/s?ssl_cert_reqs=maybe"}, ["REDIS_URL", "options of redis-py"]),
+        ({"redis_url": "rediss+ring://h/s"}, ["REDIS_URL", "redis+cluster://", "rediss+sentinel://"]),
         ({"watch_policy": "friends"}, ["WATCH_POLICY", "'anyone'", "'contacts'"]),
         ({"lease_renewed_by": "magic"}, ["LEASE_RENEWED_BY"]),
         ({"log_level": "loud"}, ["LOG_LEVEL"]),
@@ -173,6 +181,10 @@ def test_a_wrong_setting_is_named_in_one_line(overrides, names):
         {"redis_url": "redis://h:6379/0", "redis_partitions": 8},
         {"redis_url": "rediss://h"},
         {"redis_url": "unix:///run/redis.sock"},
+        {"redis_url": "redis+cluster://u:p@h:1,[::1]:2", "redis_partitions": 12},
+        {"redis_url": "rediss+cluster://h?ssl_ca_certs=ca.pem", "redis_partitions": 2},
+        {"redis_url": "redis+sentinel://u:p@h:1,h:2/service?sentinel_username=a&sentinel_password=b"},
+        {"redis_url": "rediss+sentinel://h/service?ssl_ca_certs=ca.pem&db=1"},
         {"port": 0},
         {"port": 65_535, "workers": 4},
     ),
@@ -195,7 +207,12 @@ def test_several_wrong_settings_are_named_together():
 def test_a_secret_is_never_shown(monkeypatch):
     secret = "hunter2" * 6
     assert "hunter2" not in error_of(jwt_secret="hunter2")
-    assert "hunter2" not in error_of(redis_url="http://u:hunter2@h")
+    for url in (
+        "http://u:hunter2@h",
+        "redis+cluster://u:hunter2@h:x",
+        "redis+sentinel://u:hunter2@h?sentinel_password=b",
+    ):
+        assert "hunter2" not in error_of(redis_url=url, redis_partitions=12)
     assert "7777" not in error_of(jwt_secret=7777)
     monkeypatch.setenv("PRESENCE_JWT_SECRET", secret)
     monkeypatch.setenv("PRESENCE_REDIS_URL", f"redis://u:{secret}@h")

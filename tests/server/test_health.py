@@ -47,3 +47,24 @@ def test_a_state_is_news_once_and_keeps_its_beginning():
     assert (one.since, one.detail) == (since, "no answer yet")
     assert one.note("up")
     assert one.detail is None
+
+
+@pytest.mark.parametrize(("lag", "state"), ((0.04, "up"), (5.0, "up"), (5.1, "degraded"), (3_600.0, "degraded")))
+def test_a_sink_that_is_far_behind_is_degraded(lag, state):
+    behind = health("up")
+    behind.lag = lag
+    body, answered = readiness({"store": health("up"), "bus": behind}, stopping=False)
+    assert body["dependencies"]["bus"] == {  # type: ignore[index]
+        "state": state,
+        "since": "2025-07-17T10:30:00.123Z",
+        "lagSeconds": round(lag, 1),
+    }
+    assert answered == 200
+
+
+def test_a_sink_that_is_away_is_down_however_far_it_is_behind():
+    away = health("down")
+    away.lag = 60.0
+    body, answered = readiness({"store": health("up"), "bus": away}, stopping=False)
+    assert body["dependencies"]["bus"]["state"] == "down"  # type: ignore[index]
+    assert answered == 200
