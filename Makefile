@@ -1,8 +1,8 @@
 # Needs Python ≥ 3.11 with venv and pip, make, and for the JavaScript clients Node ≥ 18 with npm, for Spring's a JDK ≥ 17
-# with Maven, for pages Chromium. All else is set up here.
+# with Maven, as for a real Kafka and Cassandra, for pages Chromium. All else is set up here.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench fuzz lock clean
+.PHONY: help run test check bench fuzz services services-stop image lock clean
 
 # The first Python that is new enough; `make PYTHON=...` takes another.
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -13,15 +13,16 @@ NODE := $(shell node -e 'console.log(parseInt(process.versions.node) >= 18 ? "no
 NPM := $(if $(NODE),$(shell command -v npm 2>/dev/null))
 JDK := $(shell javac -version 2>&1 | sed -n 's/^javac \([0-9]*\).*/\1/p')
 MVN := $(if $(filter-out 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16,$(JDK)),$(shell command -v mvn 2>/dev/null))
+SERVICES := $(if $(MVN),$(foreach server,kafka cassandra,tests/support/java/$(server)/target/installed))
 CLIENTS := $(if $(NPM),tests/clients/node_modules/installed) $(if $(MVN),tests/clients/java/target/installed)
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 run: .venv/run  ## Start a complete presence server on http://127.0.0.1:8080
 	$(BIN)/presence serve
 
-test: check $(CLIENTS)  ## Check the code, then run all tests
+test: check $(CLIENTS) $(SERVICES)  ## Check the code, then run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 check: .venv/dev  ## Check style, types and the direction of imports
@@ -45,6 +46,15 @@ SECONDS ?= 60
 LEVEL ?= all
 RATE ?= inf
 
+services: .venv/dev $(SERVICES)  ## Start a real Redis, Kafka and Cassandra in the background, and print what to export
+	@$(BIN)/python -m tests.support.services
+
+services-stop: .venv/dev  ## End them, and remove their data
+	@$(BIN)/python -m tests.support.services stop
+
+image: .venv/dev $(SERVICES)  ## Make the image for the container-backed tests, of this machine's own files
+	@$(BIN)/python -m tests.support.images
+
 lock: .venv/dev  ## Pin the dependencies anew, with hashes (UPGRADE=1: the newest that the ranges allow)
 	$(COMPILE) -o requirements/run.txt pyproject.toml requirements/run.in
 	$(COMPILE) -o requirements/dev.txt pyproject.toml requirements/dev.in
@@ -53,7 +63,9 @@ COMPILE = CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --no-con
 	--generate-hashes --allow-unsafe --strip-extras --no-emit-options --resolver=backtracking
 
 clean:  ## Remove all that was made here
-	rm -rf .venv tests/clients/node_modules tests/clients/java/target build dist *.egg-info .benchmarks .hypothesis .*_cache
+	-[ ! -d .services ] || $(BIN)/python -m tests.support.services stop
+	rm -rf .venv .services tests/clients/node_modules tests/clients/java/target tests/support/java/*/target build dist \
+		*.egg-info .benchmarks .hypothesis .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: an environment is made once, and again when what it is made from has changed. The development environment
@@ -80,3 +92,6 @@ tests/clients/node_modules/installed: tests/clients/package-lock.json
 tests/clients/java/target/installed: tests/clients/java/pom.xml tests/clients/java/Driver.java
 	-cd tests/clients/java && mvn -q -B dependency:copy-dependencies && \
 		javac -d target/classes -cp 'target/lib/*' Driver.java && touch target/installed
+
+tests/support/java/%/target/installed: tests/support/java/%/pom.xml
+	-cd $(<D) && rm -rf target && mvn -q -B dependency:copy-dependencies && touch target/installed

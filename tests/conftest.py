@@ -6,6 +6,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import hypothesis
@@ -15,16 +16,152 @@ from _pytest.terminal import TerminalReporter  # what the hook's argument is; py
 
 pytest.register_assert_rewrite("tests.support")
 
-from tests.support import versions  # noqa: E402 - its asserts are to be rewritten
+from tests.support import services, versions  # noqa: E402 - its asserts are to be rewritten
 from tests.support.deployment import Deployment  # noqa: E402
 from tests.support.raw_websocket import RawWebSocket  # noqa: E402
+from tests.support.redis_cluster import RedisClusterProcess  # noqa: E402
+from tests.support.sentinel import SentinelProcess  # noqa: E402
 from tests.support.server import ServerProcess, running  # noqa: E402
 from tests.support.stomp_client import StompClient  # noqa: E402
 from tests.support.store import ValkeyProcess  # noqa: E402
+from tests.support.tls_store import TlsRedisProcess, tls_binary  # noqa: E402
 
 # How long an example takes depends on what else the machine does. A failing one is printed, so that it can be repeated.
 hypothesis.settings.register_profile("presence", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("presence")
+
+
+# Services that the whole run shares, and those of one test.
+
+
+@pytest.fixture(scope="session")
+def kafka() -> services.Kept:
+    """The Kafka of this test run (`url`: its bootstrap address); each test has topics of its own."""
+    return _shared("kafka")
+
+
+@pytest.fixture(scope="session")
+def cassandra() -> services.Kept:
+    """The Cassandra of this test run (`url`: its contact point); each test has a keyspace of its own."""
+    return _shared("cassandra")
+
+
+@pytest_asyncio.fixture
+async def start_kafka() -> AsyncIterator[StartService]:
+    """Start brokers for this test alone, which may kill and freeze them."""
+    async with _starting("kafka") as start:
+        yield start
+
+
+@pytest_asyncio.fixture
+async def start_cassandra() -> AsyncIterator[StartService]:
+    """Start Cassandra nodes for this test alone, which may kill and freeze them."""
+    async with _starting("cassandra") as start:
+        yield start
+
+
+@pytest_asyncio.fixture
+async def start_container() -> AsyncIterator[StartService]:
+    """Start services for this test alone in containers: ``redis``, ``kafka`` or ``cassandra``, and its options."""
+    async with _starting(provider="container") as start:
+        yield start
+
+
+@pytest_asyncio.fixture
+async def start_cluster() -> AsyncIterator[Callable[..., Awaitable[RedisClusterProcess]]]:
+    """Start Redis Clusters of three primaries, with ``replicas=True`` and a replica of each."""
+    async with _closing(RedisClusterProcess) as start:
+        yield start
+
+
+@pytest_asyncio.fixture
+async def start_sentinel() -> AsyncIterator[Callable[..., Awaitable[SentinelProcess]]]:
+    """Start pairs of a primary and its replica under three sentinels."""
+    async with _closing(SentinelProcess) as start:
+        yield start
+
+
+@pytest_asyncio.fixture
+async def start_tls() -> AsyncIterator[Callable[..., Awaitable[TlsRedisProcess]]]:
+    """Start Redis servers that speak TLS only and have an ACL."""
+    if tls_binary() is None:
+        pytest.skip("Redis with TLS: there is no redis-server on PATH that was built with it")
+    async with _closing(TlsRedisProcess) as start:
+        yield start
+
+
+class StartService(Protocol):
+    def __call__(self, *options: str) -> Awaitable[services.Service]: ...
+
+
+def _shared(kind: str) -> services.Kept:
+    try:
+        kept = _run[0].shared(kind)
+    except services.Lacking as reason:
+        pytest.skip(str(reason))
+    versions.note(kind.capitalize(), f"{kept.version} ({kept.provider})")
+    return kept
+
+
+@asynccontextmanager
+async def _starting(*first: str, provider: str | None = None) -> AsyncIterator[StartService]:
+    started: list[services.Service] = []
+
+    async def start(*options: str) -> services.Service:
+        kind, *more = *first, *options
+        try:
+            by = provider or services.provider_of(kind)
+        except services.Lacking as reason:
+            pytest.skip(str(reason))
+        if lacks := services.lacking(kind, by):
+            pytest.skip(f"{kind.capitalize()} as a {by}: {lacks}")
+        service = services.make(kind, *more, provider=by)
+        started.append(service)
+        await service.start()
+        versions.note(kind.capitalize(), f"{service.version} ({by})")
+        return service
+
+    try:
+        yield start
+    finally:
+        for service in started:
+            service.close()
+
+
+@asynccontextmanager
+async def _closing(kind: Callable[..., Any]) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    started = []
+
+    async def start(*options: Any, **more: Any) -> Any:
+        started.append(kind(*options, **more))
+        return await started[-1].start()
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            one.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a loaded machine a Java server takes its time to start."""
+    slow = {"kafka", "cassandra", "start_kafka", "start_cassandra", "start_container"}
+    for item in items:
+        if slow.intersection(getattr(item, "fixturenames", ())) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(180))
+
+
+_run: list[services.Run] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    _run.append(services.Run.join() if hasattr(config, "workerinput") else services.Run.begin())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    while _run:
+        _run.pop().end()
 
 
 # Servers, stores, clients.

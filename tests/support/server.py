@@ -195,6 +195,8 @@ class ServerProcess(Process):
     def _note_versions(self) -> None:
         for distribution in ("quart", "hypercorn"):
             versions.note_package(distribution)
+        if "+" in str(self.settings.get("redis_url") or ""):
+            return  # `redis()` knows no cluster
         client = self.redis()
         info = client.info("server")
         assert isinstance(info, dict)

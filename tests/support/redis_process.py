@@ -1,0 +1,23 @@
+"""An outside Redis as a process, as `tests.support.store` has it, with its version."""
+
+from __future__ import annotations
+
+from tests.support.store import ValkeyProcess
+
+
+class RedisProcess(ValkeyProcess):
+    """A Valkey or Redis set up as the guide says, with expired events."""
+
+    version = ""
+
+    def __init__(self, *options: str) -> None:
+        super().__init__("--notify-keyspace-events", "Ex", *options)
+
+    async def start(self, *, empty: bool = False) -> RedisProcess:
+        """Start it, also again after it was killed: with its data, or ``empty``."""
+        await super().start(empty=empty)
+        info = self.redis().info("server")
+        assert isinstance(info, dict)
+        valkey = info.get("valkey_version")
+        self.version = f"Valkey {valkey}" if valkey else f"Redis {info['redis_version']}"
+        return self
