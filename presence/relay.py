@@ -56,20 +56,27 @@ class Relay:
         self._news.set()
 
     async def run(self) -> None:
-        """Relay, for ever."""
-        while True:
-            try:
-                if not await self._hold():
-                    await asyncio.sleep(LEASE / 5)
-                elif not await self._bring():
-                    await self._news_or(POLL)
-            except StoreUnavailable as error:
-                log.debug("relay to %s waits: %s", self._sink.name, error)
-                await asyncio.sleep(POLL * 2)
-            except Unavailable as error:
-                log.debug("relay to %s waits: %s", self._sink.name, error)
-                await asyncio.sleep(POLL * 2)
-                await self._leave_it_to_others()
+        """Relay, for ever. When it is cancelled another instance need not wait for the lease to end."""
+        try:
+            while True:
+                await self._turn()
+        finally:
+            if _now() < self._held_until:
+                await self._release()
+
+    async def _turn(self) -> None:
+        try:
+            if not await self._hold():
+                await asyncio.sleep(LEASE / 5)
+            elif not await self._bring():
+                await self._news_or(POLL)
+        except StoreUnavailable as error:
+            log.debug("relay to %s waits: %s", self._sink.name, error)
+            await asyncio.sleep(POLL * 2)
+        except Unavailable as error:
+            log.debug("relay to %s waits: %s", self._sink.name, error)
+            await asyncio.sleep(POLL * 2)
+            await self._leave_it_to_others()
 
     async def _hold(self) -> bool:
         now = _now()
@@ -112,12 +119,16 @@ class Relay:
         if self._fails_since is None:
             self._fails_since = _now()
         elif _now() - self._fails_since > LEASE:
-            self._fails_since, self._held_until = None, 0.0
-            try:
-                await self._store.hold(self._lease, 0.001)
-            except StoreUnavailable as error:
-                log.debug("relay to %s waits: %s", self._sink.name, error)
+            self._fails_since = None
+            await self._release()
             await asyncio.sleep(LEASE / 5 * 1.5)  # the others look every fifth
+
+    async def _release(self) -> None:
+        self._held_until = 0.0
+        try:
+            await self._store.hold(self._lease, 0.001)
+        except StoreUnavailable as error:
+            log.debug("the lease %s is left to its end: %s", self._lease, error)
 
 
 def _now() -> float:

@@ -238,7 +238,9 @@ class PresenceService:
                 if visible is None or user in visible:
                     known = statuses[user]
                     last_active = row.last_active if known.last_active is None else known.last_active
-                    statuses[user] = Status(user, False, known.version or row.version, last_active)
+                    # A row that says online is newer than what was read: its change is still to be told.
+                    version = known.version or (0 if row.online else row.version)
+                    statuses[user] = Status(user, False, version, last_active)
         return Answer(statuses, degraded, visible)
 
     async def visible(self, viewer: str) -> frozenset[str] | None:

@@ -114,6 +114,16 @@ async def test_who_goes_on_repeats_at_most_what_was_not_acknowledged(deployment)
     assert sink.changes == deployment.changes()
 
 
+async def test_who_stops_as_planned_lets_another_take_over_at_once(deployment, monkeypatch):
+    """Else the changes of a rolling restart wait for the lease to end."""
+    monkeypatch.setattr(module, "LEASE", 30.0)
+    store = await deployment.instance()
+    sink = Sink()
+    async with relaying(store, sink):
+        await wait_until(lambda: deployment.redis.get("presence:holder:relay.sink.0"))
+    await wait_until(lambda: not deployment.redis.get("presence:holder:relay.sink.0"), 0.5)
+
+
 async def test_one_instance_relays_and_another_takes_over_when_its_lease_has_lapsed(deployment, monkeypatch):
     """DESIGN §4: "Whoever holds the cursor's lease reads"."""
     monkeypatch.setattr(module, "LEASE", 2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -443,6 +443,26 @@ async def test_friends_and_members_are_read(rig):
     assert set(members.statuses) == {"alice", "bob"}
     assert await service.get_conversation_presence("carol", "room") is None
     assert await service.get_conversation_presence("alice", "no room") is None
+
+
+async def test_a_row_that_is_newer_than_what_was_read_swallows_no_change(rig, monkeypatch):
+    """Found by the runs of the fleet: a snapshot said "offline" with the version of a change to "online"."""
+    service = rig.service()
+    watcher = watch(rig, "viewer", "alice")
+    read = rig.history.port.read
+
+    async def late(users: Collection[str]) -> Mapping[str, Status]:
+        """Meanwhile the user connects, and the relay writes the row."""
+        await rig.online(service, "alice")
+        await rig.history.port.write(rig.deployment.changes())
+        return await read(users)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(rig.history.port, "read", late)
+    ((status, _),) = await service.snapshot(watcher, ["alice"])
+    assert (status.online, status.version) == (False, 0)
+    [change] = rig.deployment.changes()
+    rig.fanout.deliver(change)
+    assert watcher.flips() == [change]
 
 
 # The policy `contacts`
