@@ -2,7 +2,7 @@
 # with Maven, as for a real Kafka and Cassandra, for pages Chromium. All else is set up here.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench fuzz services services-stop image lock clean
+.PHONY: help run test check bench fuzz soak services services-stop image lock clean
 
 # The first Python that is new enough; `make PYTHON=...` takes another.
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -42,6 +42,9 @@ ifeq ($(TARGET),codec)
 else
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --level $(LEVEL) --rate $(RATE) $(if $(SEED),--seed $(SEED))
 endif
+soak: .venv/dev $(SERVICES)  ## Break a fleet for hours (SECONDS=60, SEED=, FULL=1: with Kafka and Cassandra)
+	$(BIN)/python -m tests.fleet soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(FULL),--full)
+
 SECONDS ?= 60
 LEVEL ?= all
 RATE ?= inf

@@ -52,7 +52,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("WATCH_POLICY", "nobody"),
         ("JWT_SECRET", "short"),
         ("ALLOWED_ORIGINS", "example.com"),
-        ("DIRECTORY", "https://app.example/x"),
+        ("DIRECTORY", "ftp://app.example/x"),
         ("REDIS_URL", "redis://localhost:99999/0"),
         ("REDIS_URL", "redis://[/0"),
         ("REDIS_URL", "redis://localhost?no_such_option=1"),

@@ -1,0 +1,592 @@
+"""What must be true of a run, decided from its history alone (`history`). No I/O and no clock.
+
+Rules, by the names that findings bear:
+
+- ``order``: per watcher, subscription and user the first MESSAGE is a snapshot, and versions never fall; version 0
+  stands outside the order.
+- ``repeated``: a MESSAGE without ``snapshot`` turns round what was told last on that subscription, with a higher
+  version.
+- ``invented``: what is told of a version is what the stream, or the log, holds of it.
+- ``missed``: each change reached every watcher who was connected throughout, as itself, as a newer one, or cancelled by
+  a later opposite one: within `DELIVERY`, and what was broken on its way.
+- ``last word``: at the end each watcher was told the truth last.
+- ``false offline``: no offline for a user with a session whose beats an instance could take.
+- ``ghost``: nobody is online for longer than lease + outage + amnesty + 250 ms after the last sign of life; after an
+  end that an instance could see, the lease is no excuse.
+- ``log``: Kafka's log holds each change once or more, in rising order per key after dropping repeats.
+- ``row``, ``rest``, ``store``: these say the truth at the end.
+
+Where the truth is out of reach, the rules say so, and cover no more:
+
+- An instance that is killed takes no beat from a moment before (`FLIGHT`) that has no receipt. One that is stopped as
+  planned takes none from then on, and leaves the rest of the lease, the drain time at most. One that is frozen takes
+  them when it goes on: so a user whose beats all went to an instance frozen for longer than a lease may be shown
+  offline, until it has gone on.
+- A store that lost its data has lost the changes of the last moment (`UNREAD`), those that waited for Kafka in it, and
+  the sessions of an instance that was killed before it could assert them again.
+- Whoever brings the changes to Kafka may have been the instance that is killed, stopped or frozen: until another takes
+  over (`Setup.takeover`) they are late.
+- While the clients themselves were stalled (a loaded machine) they could read nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from tests.fleet.history import EVENTS, Event, History
+
+SWEEP = 0.25
+"""By then a lease that is over has ended its session, s."""
+SLACK = 2.0
+"""Room for a loaded machine, s."""
+DELIVERY = SWEEP + SLACK
+"""By then a change is told, s."""
+FLIGHT = 1.0
+"""By then a frame that was sent to an instance at work has had its effect, s."""
+UNREAD = 0.5
+"""A change may be lost with the store's data if it was made so shortly before, s."""
+EXACT = 0.02
+"""How well the record's clock and the store's go together, s."""
+
+SERVICES = {"redis", "kafka", "cassandra"}
+CLEAN = {"left", "closed", "died", "off"}
+"""Ends that an instance at work sees at once."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule was broken."""
+
+    rule: str
+    user: str
+    watcher: str
+    at: float
+    says: str
+    lines: tuple[int, ...]
+    """Lines of the history's file that show it."""
+
+    def __str__(self) -> str:
+        whom = f"{self.user} to {self.watcher}" if self.watcher else self.user
+        return f"{self.rule}: {whom} at {self.at:.3f}: {self.says}; lines {', '.join(map(str, self.lines))}"
+
+
+@dataclass
+class Report:
+    """What the checker found; all times in s."""
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """How many events of each kind there were."""
+    longest_ghost: float = 0.0
+    """How long somebody was online after the last session had ended, or its lease was over."""
+    slowest: float = 0.0
+    """How long a change took to the watcher who was told of it last."""
+    recovery: float = 0.0
+    """After the mend, how long until every instance was sure again, and the last change made before was told."""
+
+    def of(self, *rules: str) -> int:
+        """How many findings the rules have."""
+        return sum(finding.rule in rules for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Outage:
+    """Something cannot be reached."""
+
+    on: str
+    how: str
+    since: float
+    till: float
+
+    def meets(self, since: float, till: float) -> bool:
+        return self.since <= till and since <= self.till
+
+
+@dataclass
+class Span:
+    """A session from CONNECT, or a sign-on, to its end or a sign-off."""
+
+    session: str
+    user: str
+    instance: str
+    begun: float
+    line: int
+    sent: list[float] = field(default_factory=list)
+    """When what renews the lease was sent."""
+    taken: list[float] = field(default_factory=list)
+    """For each, when its receipt came; inf: never, or none was asked for."""
+    signed_on: bool = False
+    """It began with a sign-on, and not with CONNECT."""
+    ended: float = inf
+    how: str = ""
+    end_line: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change in the store's stream."""
+
+    made: float
+    online: bool
+    version: int
+    line: int
+
+
+@dataclass
+class Watch:
+    """A user watched by a session through a subscription."""
+
+    session: str
+    instance: str
+    subscription: str
+    user: str
+    since: float = inf
+    """From then on (a receipt) all changes are to be told."""
+    till: float = inf
+    told: list[tuple[float, Event, int]] = field(default_factory=list)
+
+
+def check(history: History) -> Report:
+    """Hold the history against all rules."""
+    return _Check(history).run()
+
+
+class _Record:
+    """The history in the terms of the rules: sessions and changes by user, watches, outages, what was said last."""
+
+    def __init__(self, history: History) -> None:
+        self.setup = history.setup
+        self.counts: dict[str, int] = defaultdict(int)
+        self.spans: dict[str, list[Span]] = defaultdict(list)  # by user
+        self.changes: dict[str, list[Change]] = defaultdict(list)  # by user, in the order of versions
+        self.watches: list[Watch] = []
+        self.outages: list[Outage] = []
+        self.amnesties: list[Outage] = []
+        self.stalls: list[Outage] = []
+        self.recovered = 0.0
+        self.final: dict[str, list[tuple[Event, int]]] = defaultdict(list)  # store, rest, row, log
+        self.end = history.events[-1].at if history.events else 0.0
+        self.is_ended = False
+        self._current: dict[str, Span] = {}  # by session, while it is neither ended nor signed off
+        self._first: dict[str, Span] = {}
+        self._asked: dict[tuple[str, int], tuple[Span, int]] = {}
+        self._watches: dict[str, dict[tuple[str, str], Watch]] = defaultdict(dict)
+        self._subscriptions: dict[str, list[str]] = defaultdict(list)
+        self._faults: dict[str, Event] = {}
+        self._readers = {what: getattr(self, f"_{what}") for what in EVENTS}
+        for line, event in enumerate(history.events, 2):
+            self.counts[event.what] += 1
+            self._readers[event.what](event, line)
+        self.outages += [Outage(on, begun.how, begun.at, inf) for on, begun in self._faults.items()]
+        for changes in self.changes.values():
+            changes.sort(key=lambda change: change.version)
+
+    # Sessions
+
+    def _begin(self, event: Event, user: str, instance: str, line: int) -> Span:
+        span = Span(event.session, user, instance, event.at, line, [event.at], [inf])
+        self._current[event.session] = span
+        self.spans[user].append(span)
+        return span
+
+    def _connecting(self, event: Event, line: int) -> None:
+        self._first[event.session] = self._begin(event, event.user, event.instance, line)
+
+    def _connected(self, event: Event, line: int) -> None:
+        self._current[event.session].taken[0] = event.at
+
+    def _beat(self, event: Event, line: int) -> None:
+        span = self._current.get(event.session)
+        if span is not None:  # after a sign-off it changes nothing
+            span.sent.append(event.at)
+            span.taken.append(inf)
+            self._asked[event.session, event.ref] = span, len(span.sent) - 1
+
+    def _on(self, event: Event, line: int) -> None:
+        if event.session in self._current:
+            return self._beat(event, line)
+        first = self._first[event.session]
+        span = self._begin(event, first.user, first.instance, line)
+        span.signed_on = True
+        self._asked[event.session, event.ref] = span, 0
+
+    def _receipt(self, event: Event, line: int) -> None:
+        if event.ref and (found := self._asked.pop((event.session, event.ref), None)):
+            span, index = found
+            span.taken[index] = event.at
+
+    def _off(self, event: Event, line: int) -> None:
+        if span := self._current.pop(event.session, None):
+            span.ended, span.how, span.end_line = event.at, event.what, line
+
+    def _left(self, event: Event, line: int) -> None:
+        self._off(event, line)
+        for watch in self._watches[event.session].values():
+            watch.till = event.at
+
+    _closed = _died = _cut = _lost = _refused = _left
+
+    # Watchers
+
+    def _subscribed(self, event: Event, line: int) -> None:
+        self._subscriptions[event.session].append(event.subscription)
+
+    def _watch(self, session: str, subscription: str, user: str) -> Watch:
+        found = self._watches[session].get((subscription, user))
+        if found is None:
+            found = Watch(session, self._first[session].instance, subscription, user)
+            self._watches[session][subscription, user] = found
+            self.watches.append(found)
+        return found
+
+    def _watching(self, event: Event, line: int) -> None:
+        pass
+
+    def _watched(self, event: Event, line: int) -> None:
+        for user in event.users:
+            for subscription in self._subscriptions[event.session]:
+                watch = self._watch(event.session, subscription, user)
+                watch.since = min(watch.since, event.at)
+
+    def _unwatched(self, event: Event, line: int) -> None:
+        for user in event.users:
+            for subscription in self._subscriptions[event.session]:
+                if watch := self._watches[event.session].pop((subscription, user), None):
+                    watch.till = event.at
+
+    def _told(self, event: Event, line: int) -> None:
+        self._watch(event.session, event.subscription, event.user).told.append((event.at, event, line))
+
+    # The world
+
+    def _change(self, event: Event, line: int) -> None:
+        made = event.version / 1e6 - self.setup.unix
+        self.changes[event.user].append(Change(made, event.online, event.version, line))
+
+    def _amnesty(self, event: Event, line: int) -> None:
+        self.amnesties.append(Outage("redis", "amnesty", event.at, event.at + event.seconds))
+
+    def _stalled(self, event: Event, line: int) -> None:
+        self.stalls.append(Outage("clients", "stalled", event.at, event.at + event.seconds))
+
+    def _fault(self, event: Event, line: int) -> None:
+        self._faults[event.on] = event
+
+    def _mended(self, event: Event, line: int) -> None:
+        begun = self._faults.pop(event.on)
+        self.outages.append(Outage(event.on, begun.how, begun.at, event.at))
+
+    def _recovered(self, event: Event, line: int) -> None:
+        self.recovered = event.at
+
+    def _end(self, event: Event, line: int) -> None:
+        self.end, self.is_ended = event.at, True
+
+    def _said(self, event: Event, line: int) -> None:
+        self.final[event.what].append((event, line))
+
+    _store = _rest = _row = _log = _said
+
+
+class _Check:
+    def __init__(self, history: History) -> None:
+        record = _Record(history)
+        self.record, self.setup, self.end = record, record.setup, record.end
+        self.spans, self.changes = record.spans, record.changes
+        self.report = Report(counts=record.counts)
+        self.store_outages = [o for o in record.outages if o.on == "redis"]
+        self.instance_outages = [o for o in record.outages if o.on not in SERVICES] if self.setup.takeover else []
+        self.lost_windows = list(self._lost_windows())
+        self.online_in_store = {event.user for event, _ in record.final["store"] if event.online}
+        self.known = {(u, c.version): c.online for u, changes in self.changes.items() for c in changes}
+
+    def _lost_windows(self) -> Iterator[tuple[float, float]]:
+        """From when till when a change may have been lost with the store's data."""
+        for emptied in self.store_outages:
+            if emptied.how == "emptied":
+                waiting = [
+                    o.since for o in self.record.outages if o.on == "kafka" and o.meets(emptied.since, emptied.since)
+                ]
+                yield min([emptied.since - UNREAD, *waiting]), emptied.since + EXACT
+
+    def _may_be_lost(self, made: float) -> bool:
+        return any(since <= made <= till for since, till in self.lost_windows)
+
+    # What is broken when
+
+    def _out(self, on: str, since: float, till: float, *hows: str) -> Outage | None:
+        """The first outage of an instance or a service that meets the time."""
+        found = [o for o in self.record.outages if o.on == on and (not hows or o.how in hows) and o.meets(since, till)]
+        return min(found, key=lambda outage: outage.since, default=None)
+
+    def _prolonged(self, since: float, deadline: float, *others: str, amnesty: bool) -> float:
+        """The deadline, put off for as long as the store (``amnesty``: and its amnesty) or others were away."""
+        rest = min(self.setup.amnesty, self.setup.lease) if amnesty else 0.0
+        away = [(o.since, o.till + rest) for o in self.store_outages]
+        away += [(o.since, o.till) for o in self.record.amnesties if amnesty]
+        away += [(o.since, o.till) for o in self.record.outages if o.on in others]
+        if not amnesty:
+            away += [(o.since, o.till) for o in self.record.stalls]
+            away += [(o.since, o.since + self.setup.takeover) for o in self.instance_outages]
+        counted = since
+        for begun, till in sorted(away):
+            if begun <= deadline and till > counted:
+                deadline += till - max(begun, counted)
+                counted = till
+        return deadline
+
+    # Who is there
+
+    def _stop(self, span: Span) -> Outage | None:
+        """The planned stop of the instance that the session was on."""
+        for one in self.record.outages:
+            if one.on == span.instance and one.how == "stopped" and one.since <= span.ended:
+                before = span.begun <= one.since
+                if before or (span.begun <= one.till and span.how == "lost" and span.ended <= one.till):
+                    return one
+        return None
+
+    def _is_there(self, span: Span, at: float) -> bool:
+        """Certainly: an instance took a beat of it less than a lease ago, and it has not ended."""
+        stop = self._stop(span)
+        if stop is not None and stop.since <= at and stop.since + self.setup.drain - EXACT <= at:
+            return False
+        if span.ended <= at:
+            # Its lease goes on when its instance was killed or stopped: not when the store has forgotten it, too.
+            killed = self._out(span.instance, span.ended - FLIGHT, span.ended, "killed")
+            emptied = any(o.how == "emptied" and o.till >= span.ended - FLIGHT for o in self.store_outages)
+            if span.how != "lost" or not (killed or stop) or emptied:
+                return False
+        for index in range(bisect_right(span.sent, at) - 1, -1, -1):
+            sent, taken = span.sent[index], span.taken[index]
+            if stop is not None and sent >= stop.since and (index or span.signed_on):
+                continue
+            if sent + self.setup.lease - EXACT <= at:
+                return False
+            if taken <= at:
+                return True
+            # Without a receipt a beat counts when nothing hindered the instance from taking it.
+            if index and sent + FLIGHT <= at and not self._out(span.instance, sent - EXACT, sent + FLIGHT):
+                return True
+        return False
+
+    def _gone(self, span: Span, at: float) -> float:
+        """When the session was over, seen from ``at``: its end, or the end of its lease; inf: it is not."""
+        last = span.sent[bisect_right(span.sent, at) - 1]
+        if span.how == "cut" and span.ended <= at:
+            return last + self.setup.lease
+        gone = min(span.ended, last + self.setup.lease)
+        return inf if gone > at else gone
+
+    def _may_last(self, span: Span, at: float) -> float:
+        """Until when the user may be online because of this session, seen from ``at``."""
+        index = bisect_right(span.sent, min(at, span.ended)) - 1
+        last = span.sent[index]
+        if span.taken[index] < inf:
+            last = span.taken[index]  # a CONNECT, or a beat, that had to wait
+        elif not index and not span.signed_on:
+            last = min(at, span.ended)  # a CONNECT takes effect at any time until it is given up
+        elif frozen := self._out(span.instance, last, last + FLIGHT, "frozen"):
+            last = frozen.till  # what was sent to a frozen instance takes effect when it goes on
+        base = last + self.setup.lease
+        if span.ended <= at and span.how in CLEAN:
+            out = self._out(span.instance, span.ended - EXACT, span.ended + FLIGHT)
+            if out is None:
+                last = base = span.ended
+            elif out.how == "frozen":
+                base = max(base, out.till)
+        return self._prolonged(last, base + SWEEP + SLACK, amnesty=True)
+
+    def _truth(self, user: str) -> bool | None:
+        """Whether the user is online at the end; None: it is open."""
+        spans = self.spans[user]
+        if any(span.ended > self.end and self._is_there(span, self.end) for span in spans):
+            return True
+        if all(self._may_last(span, self.end) < self.end for span in spans):
+            return False
+        return None
+
+    # The rules
+
+    def run(self) -> Report:
+        for watch in self.record.watches:
+            self._order(watch)
+            self._missed(watch)
+        for user in self.changes:
+            self._lives(user)
+        if self.setup.relayed:
+            self._log()
+        if self.record.is_ended:
+            self._finally()
+        self._recovery()
+        self.report.findings.sort(key=lambda finding: finding.at)
+        return self.report
+
+    def _find(self, rule: str, user: str, at: float, says: str, lines: Iterable[int], watcher: str = "") -> None:
+        self.report.findings.append(
+            Finding(rule, user, watcher, at, says, tuple(sorted({line for line in lines if line})))
+        )
+
+    def _order(self, watch: Watch) -> None:
+        before: tuple[float, Event, int] | None = None
+        highest = 0
+        for at, event, line in watch.told:
+            said = f"{'online' if event.online else 'offline'} {event.version}"
+            lines = [before[2] if before else 0, line]
+            if before is None:
+                if not event.snapshot:
+                    self._find("order", watch.user, at, f"a change, {said}, before any snapshot", lines, watch.session)
+            elif not event.snapshot and event.online == before[1].online:
+                self._find("repeated", watch.user, at, f"{said} again", lines, watch.session)
+            elif not event.snapshot and event.version <= highest:
+                self._find("repeated", watch.user, at, f"{said} after version {highest}", lines, watch.session)
+            elif event.version and event.version < highest:
+                self._find("order", watch.user, at, f"{said} after version {highest}", lines, watch.session)
+            if event.version:
+                online = self.known.get((watch.user, event.version))
+                made = event.version / 1e6 - self.setup.unix
+                if online is not None and online is not event.online:
+                    self._find("invented", watch.user, at, f"{said}, which says otherwise", lines, watch.session)
+                elif online is None and not self._may_be_lost(made):
+                    self._find("invented", watch.user, at, f"{said}, which nobody made", lines, watch.session)
+            highest = max(highest, event.version)
+            before = at, event, line
+
+    def _missed(self, watch: Watch) -> None:
+        changes = self.changes.get(watch.user, ())
+        times = [at for at, _, _ in watch.told]
+        for index, change in enumerate(changes):
+            made = max(change.made, watch.since)
+            by = self._prolonged(made, made + DELIVERY, watch.instance, "kafka", amnesty=False)
+            if made >= watch.till or by >= min(watch.till, self.end):
+                continue  # not connected for long enough; at the end the last word is looked at
+            said = bisect_right(times, by) - 1
+            last = watch.told[said][1] if said >= 0 else None
+            newest = max((told.version for _, told, _ in watch.told[: said + 1]), default=-1)
+            cancelled = last is not None and any(
+                later.online is last.online for later in changes[index:] if later.made <= by
+            )
+            if newest < change.version and not cancelled and not self._may_be_lost(change.made):
+                was = f"told last: {last.online} {last.version}" if last else "nothing was told"
+                says = f"{'online' if change.online else 'offline'} {change.version} did not come by {by:.3f}, {was}"
+                lines = [change.line, watch.told[said][2] if said >= 0 else 0]
+                self._find("missed", watch.user, change.made, says, lines, watch.session)
+            first = next((at for at, told, _ in watch.told if told.version == change.version), None)
+            if first is not None and change.made >= watch.since:
+                self.report.slowest = max(self.report.slowest, first - change.made)
+
+    def _lives(self, user: str) -> None:
+        """Whether the user was offline, or online, when nothing of the kind could be."""
+        spans = self.spans.get(user, [])
+        changes = self.changes[user]
+        for change, following in zip(changes, [*changes[1:], None], strict=True):
+            if not change.online:
+                alive = next((span for span in spans if self._is_there(span, change.made)), None)
+                if alive is not None:
+                    says = f"offline with session {alive.session} on {alive.instance}"
+                    self._find("false offline", user, change.made, says, [change.line, alive.line, alive.end_line])
+                continue
+            self._haunts(user, change, following)
+
+    def _haunts(self, user: str, change: Change, following: Change | None) -> None:
+        """Whether the user was online for longer than there was a session."""
+        forgotten = any(o.how == "emptied" and o.till >= change.made for o in self.store_outages)
+        if forgotten and (following.online if following else user not in self.online_in_store):
+            return  # when the store lost its data the user was no more online in it, and no change says when
+        till = following.made if following else self.end
+        spans = [span for span in self.spans.get(user, ()) if span.begun <= till]
+        may = max((self._may_last(span, till) for span in spans), default=change.made - EXACT)
+        gone = max((self._gone(span, till) for span in spans), default=change.made)
+        if gone < inf:
+            self.report.longest_ghost = max(self.report.longest_ghost, till - max(gone, change.made))
+        if may < till:
+            says = f"online until {till:.3f}, but no session lasts beyond {may:.3f}"
+            lines = [
+                change.line,
+                *(span.end_line or span.line for span in spans[-3:]),
+                following.line if following else 0,
+            ]
+            self._find("ghost", user, may, says, lines)
+
+    def _log(self) -> None:
+        highest: dict[str, int] = {}
+        seen: dict[str, dict[int, bool]] = defaultdict(dict)
+        for event, line in self.record.final["log"]:
+            user, version = event.user, event.version
+            if version in seen[user]:
+                if seen[user][version] is not event.online:
+                    self._find("log", user, event.at, f"two records of version {version} differ", [line])
+                continue
+            seen[user][version] = event.online
+            if version < highest.get(user, 0):
+                self._find("log", user, event.at, f"version {version} comes after {highest[user]}", [line])
+            highest[user] = max(version, highest.get(user, 0))
+            if self.known.get((user, version), event.online) is not event.online:
+                self._find("log", user, event.at, f"version {version} says otherwise in the stream", [line])
+        for user, changes in self.changes.items():
+            for change in changes:
+                if change.version not in seen[user] and not self._may_be_lost(change.made):
+                    self._find("log", user, change.made, f"version {change.version} is not in the log", [change.line])
+
+    def _finally(self) -> None:
+        truths = {user: self._truth(user) for user in {*self.spans, *self.changes}}
+
+        def wrong(user: str, online: bool) -> str:
+            truth = truths.get(user, False)
+            return "" if truth is None or truth is online else f"says {'online' if online else 'offline'}"
+
+        for watch in self.record.watches:
+            if watch.till > self.end and watch.since + DELIVERY < self.end:
+                told = [one for one in watch.told if one[0] <= self.end]
+                if not told or (says := wrong(watch.user, told[-1][1].online)):
+                    lines = [told[-1][2]] if told else []
+                    says = f"the last word {says}" if told else "nothing was told"
+                    self._find("last word", watch.user, self.end, says, lines + self._shows(watch.user), watch.session)
+        online = {event.user: line for event, line in self.record.final["store"] if event.online}
+        for user, truth in truths.items():
+            if truth is not None and truth is not (user in online):
+                says = f"says {'online' if user in online else 'offline'}"
+                self._find("store", user, self.end, says, [online.get(user, 0), *self._shows(user)])
+        for rule in ("rest", "row"):
+            for event, line in self.record.final[rule]:
+                if says := wrong(event.user, event.online):
+                    self._find(
+                        rule, event.user, self.end, f"{event.instance} {says}".strip(), [line, *self._shows(event.user)]
+                    )
+        self._rows()
+
+    def _rows(self) -> None:
+        """Each history store has a row of everybody who ever changed, of the last change."""
+        stores: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+        for event, line in self.record.final["row"]:
+            stores[event.instance][event.user] = event.version, line
+        for name, rows in stores.items():
+            for user, changes in self.changes.items():
+                last = changes[-1]
+                if self._may_be_lost(last.made):
+                    continue
+                version, line = rows.get(user, (-1, 0))
+                if version < last.version:
+                    says = f"{name} has version {version} and not {last.version}" if line else f"{name} has none"
+                    self._find("row", user, self.end, says.strip(), [line, last.line])
+
+    def _shows(self, user: str) -> list[int]:
+        changes: Sequence[Change] = self.changes.get(user, ())
+        return [change.line for change in changes[-1:]] + [
+            span.end_line or span.line for span in self.spans.get(user, [])[-2:]
+        ]
+
+    def _recovery(self) -> None:
+        mended = max((o.till for o in self.record.outages if o.till < inf), default=None)
+        if mended is None:
+            return
+        self.report.recovery = max(0.0, self.record.recovered - mended)
+        for watch in self.record.watches:
+            made = {change.version: change.made for change in self.changes.get(watch.user, ())}
+            for at, event, _ in watch.told:
+                if not event.snapshot and made.get(event.version, inf) <= mended < at:
+                    self.report.recovery = max(self.report.recovery, at - mended)

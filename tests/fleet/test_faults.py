@@ -1,0 +1,46 @@
+"""Nothing is lost, told twice or told wrongly, whatever is broken: what all clients saw is held against `checker`.
+
+The same each time as far as the clients go, or those of PRESENCE_TEST_SEED; `python -m tests.fleet soak` goes on for
+hours. A run's history stays in pytest's folder: `python -m tests.fleet check FILE` looks at it again. Where a run has
+to share the machine, PRESENCE_TEST_FLEET_USERS makes it smaller or larger.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from tests.fleet.faults import FAULTS, run_fault
+
+FULL = ("instance killed", "rolling restart", "redis empty, instance killed")
+"""Faults of what is always there that are tried with Kafka and Cassandra beside it; `soak --full` tries them all so."""
+CASES = [
+    pytest.param(form, name, id=f"{name}-{form}")
+    for name, fault in FAULTS.items()
+    for form in ["full" if fault.needs or name in FULL else "redis"]
+]
+
+
+@pytest.fixture
+def services(request: pytest.FixtureRequest, form: str, name: str) -> dict[str, Any]:
+    """What the run needs besides Redis: those of the whole test run, or how to start one that may be broken."""
+    if form == "redis":
+        return {}
+    broken = FAULTS[name].needs
+    return {one: request.getfixturevalue(f"start_{one}" if one in broken else one) for one in ("kafka", "cassandra")}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("form", "name"), CASES)
+async def test_what_all_clients_saw_was_true(form, name, services, tmp_path):
+    seed = os.environ.get("PRESENCE_TEST_SEED", "1")
+    users = int(os.environ.get("PRESENCE_TEST_FLEET_USERS", "100"))
+    made = {one: await service() if callable(service) else service for one, service in services.items()}
+    file = tmp_path / "history.jsonl"
+    report, _ = await run_fault(name, seed, file, users=users, watchers=users, **made)
+    assert report.counts["told"] > 10 * users
+    assert report.counts["change"] > users, "it was a run worth the name"
+    found = "\n".join(map(str, report.findings[:40]))
+    assert not report.findings, f"{len(report.findings)} findings; seed {seed}, history {file}\n{found}"
