@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import cast
 
 import pytest
 
 from presence import relay as module
 from presence.core.model import Change, Reason
-from presence.ports import Health, HistoryUnavailable
+from presence.fanout import Fanout
+from presence.ports import Directory, Health, HistoryStore, HistoryUnavailable
 from presence.relay import Relay
+from presence.service import PresenceService, Rules
 from tests.support.deployment import connect
 from tests.support.waiting import wait_until
 
@@ -167,6 +171,25 @@ async def test_overtaken_by_the_trim_it_brings_the_newest_state_and_goes_on(depl
             await overtaken.wait()
         await changes_of(store, count=2)
         await wait_until(lambda: sink.changes == deployment.changes() != [])
+
+
+async def test_the_newest_state_is_the_last_change_of_everybody_known(deployment):
+    store = await deployment.instance()
+    sink = Sink()
+    service = PresenceService(store, cast("HistoryStore", sink), cast("Directory", None), Fanout(), Rules())
+    await changes_of(store, "alice", count=4)
+    await changes_of(store, "bob", count=2)
+    await connect(store, "bob")
+    last = {change.user: change for change in deployment.changes()}
+    await store.trim(0, 0)
+    async with relaying(store, sink, partial(service.bring_newest, sink)):
+        await wait_until(lambda: len(sink.changes) == 2)
+        await changes_of(store, "alice", count=2)
+        await wait_until(lambda: len(sink.changes) == 4)
+    assert {c.user: (c.online, c.version) for c in sink.changes[:2]} == {
+        user: (change.online, change.version) for user, change in last.items()
+    }
+    assert sink.changes[2:] == deployment.changes()
 
 
 async def test_the_newest_state_is_brought_as_soon_as_the_sink_is_back(deployment):

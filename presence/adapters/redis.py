@@ -308,22 +308,20 @@ class RedisStore:
     async def online_users(self) -> AsyncIterator[Sequence[Change]]:
         for keys in self._keys:
             async for members in self._pages(keys, "SSCAN", keys.online):
-                found = await self._pipe(
-                    keys,
-                    *(
-                        command
-                        for user in members
-                        for command in (
-                            ("HMGET", keys.user(user, "change"), "version", "device", "online"),
-                            ("GET", keys.user(user, "last_active")),
-                        )
-                    ),
-                )
-                yield [
-                    Change(user, True, int(version or 0), int(active) if active else None, device or "web")
-                    for user, (version, device, online), active in zip(members, found[::2], found[1::2], strict=True)
-                    if online == "1"  # the user may have left since
-                ]
+                # One may have left since.
+                yield [change for change in await self._last_changes(keys, members, Reason.CONNECTED) if change.online]
+
+    async def _last_changes(self, keys: Keys, users: Sequence[str], reason: Reason) -> list[Change]:
+        """Return each user's last change, with version 0 where none is known. Its reason is known nowhere."""
+        commands: list[tuple[str, ...]] = []
+        for user in users:
+            commands.append(("HMGET", keys.user(user, "change"), "version", "online", "device"))
+            commands.append(("GET", keys.user(user, "last_active")))
+        found = await self._pipe(keys, *commands)
+        return [
+            Change(user, online == "1", int(version or 0), int(active) if active else None, device or "web", reason)
+            for user, (version, online, device), active in zip(users, found[::2], found[1::2], strict=True)
+        ]
 
     async def _pages(self, keys: Keys, command: str, *args: str) -> AsyncIterator[list[Any]]:
         """Iterate over the pages of a SCAN command; SCAN itself over all of the partition's keys."""
@@ -617,22 +615,8 @@ class RedisStore:
     async def newest(self) -> AsyncIterator[Sequence[Change]]:
         async for page in self._scan("*presence:user:*:change"):
             for keys, members in self._by_partition(map(_user_of, page)):
-                found = await self._pipe(
-                    keys,
-                    *(
-                        command
-                        for user in members
-                        for command in (
-                            ("HMGET", keys.user(user, "change"), "version", "online", "device"),
-                            ("GET", keys.user(user, "last_active")),
-                        )
-                    ),
-                )
-                yield [
-                    Change(user, online == "1", int(version), int(active) if active else None, device, Reason.RESTORED)
-                    for user, (version, online, device), active in zip(members, found[::2], found[1::2], strict=True)
-                    if version  # it may have lapsed since
-                ]
+                # One may have lapsed since.
+                yield [change for change in await self._last_changes(keys, members, Reason.RESTORED) if change.version]
 
     async def trim(self, keep_seconds: float, cap: int) -> None:
         for keys in self._keys:

@@ -1544,6 +1544,34 @@ async def test_a_follower_begins_with_a_look_at_all_and_then_sees_each_change_in
         assert store.floor == deployment.changes()[-1].version
 
 
+async def test_the_lag_of_a_cursor_is_the_age_of_the_oldest_change_behind_it(deployment):
+    store = await deployment.instance()
+    assert await store.lag("sink") == 0.0
+    await connect(store, "alice")
+    await connect(store, "bob")
+    await asyncio.sleep(0.05)
+    first, last = deployment.changes()
+    now_us = deployment.now_ms() * 1000
+    assert (now_us - first.version) / 1e6 - 0.002 <= await store.lag("sink") < 5
+    for change in (first, last):
+        await store.backlog("sink", store.partition_of(change.user), change.version, 10)
+    assert await store.lag("sink") == 0.0
+    assert await store.lag("another") > 0.05
+
+
+async def test_the_newest_are_the_last_changes_of_everybody(deployment):
+    store = await deployment.instance()
+    for user in ("alice", "bob", "cid"):
+        one = await connect(store, user)
+        if user != "bob":
+            await store.end(one, Reason.DISCONNECTED, one.last_beat)
+    await connect(store, "cid")
+    found = [change async for page in store.newest() for change in page]
+    last = {change.user: (change.online, change.version, change.last_active) for change in deployment.changes()}
+    assert {one.user: (one.online, one.version, one.last_active) for one in found} == last
+    assert len(found) == 3
+
+
 async def test_a_follower_that_was_overtaken_by_the_trim_is_told_so(deployment):
     """DESIGN §3.8: "XTRIM leaves no mark that a reader could see: hence `presence:trimmed`"."""
     store, other = await deployment.instance(), await deployment.instance()
