@@ -159,9 +159,9 @@ async def storm() -> list[Row]:
         async with stores() as settings, Servers() as servers:
             running = []
             for file in files:
-                os.environ["PRESENCE_TEST_HOLDS"] = str(file)
+                os.environ["BENCHMARK_HOLDS"] = str(file)
                 running.append(await servers.presence("benchmarks.timed", **settings))
-            del os.environ["PRESENCE_TEST_HOLDS"]
+            del os.environ["BENCHMARK_HOLDS"]
             pin(running[1].pid, DRIVER_CORE if DRIVER_CORE != SERVER_CORE else SERVER_CORE)
             await asyncio.gather(*map(all_up, running))
             count = 0

@@ -57,7 +57,8 @@ class Server(ServerProcess):
     async def ready(self, timeout: float = 20.0) -> Server:
         await super().ready(timeout)
         pin(self.pid, SERVER_CORE)
-        pin(self.store_pid, DRIVER_CORE)
+        if "+" not in str(self.settings.get("redis_url")):  # a cluster has no one store
+            pin(self.store_pid, DRIVER_CORE)
         return self
 
     @property

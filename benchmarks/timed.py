@@ -1,6 +1,6 @@
 """The presence server, noting for how long each callback of its loop runs: ``python -m benchmarks.timed``.
 
-At its end it writes the CPU time of each, in ms, to the file named by ``PRESENCE_TEST_HOLDS``; those below 1 ms as one
+At its end it writes the CPU time of each, in ms, to the file named by ``BENCHMARK_HOLDS``; those below 1 ms as one
 count in the first line.
 """
 
@@ -34,4 +34,4 @@ if __name__ == "__main__":
     try:
         bootstrap.serve(settings.load())
     finally:
-        Path(os.environ["PRESENCE_TEST_HOLDS"]).write_text("\n".join(map(str, [_short, *sorted(_long)])))
+        Path(os.environ["BENCHMARK_HOLDS"]).write_text("\n".join(map(str, [_short, *sorted(_long)])))
