@@ -32,7 +32,7 @@ check: .venv/dev  ## Check style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: .venv/dev  ## Measure the small parts, then the table of docs/performance.md (ROWS="connects churn": some of it)
+bench: .venv/dev $(SERVICES)  ## Measure the small parts, then the table of docs/performance.md (ROWS="connects churn": some of it)
 	$(BIN)/python -m pytest benchmarks
 	$(BIN)/python -m benchmarks $(ROWS)
 

@@ -12,8 +12,12 @@ from pathlib import Path
 
 from benchmarks import fleet, rows
 from benchmarks.measure import DRIVER_CORE, PAIRS, SERVER_CORE, pin
+from tests.support.server import ROOT
 
-ROWS = rows.ROWS | fleet.ROWS
+JARS = [
+    ROOT / "tests/support/java" / name / "target/installed" for name in ("kafka", "cassandra")
+]  # `make` fetches them
+ROWS = rows.ROWS | (fleet.ROWS if all(jar.exists() for jar in JARS) else {})
 
 
 def main(names: list[str]) -> None:
