@@ -42,7 +42,7 @@ from presence.adapters.sqlite import SqliteHistory
 from presence.core.model import Change
 from presence.fanout import Fanout
 from presence.logs import configure_logging
-from presence.ports import Directory, Health, HistoryStore, Sink, Unavailable
+from presence.ports import Directory, Health, HistoryStore, Sink, StoreUnavailable, Unavailable
 from presence.relay import Relay
 from presence.server.app import create_app
 from presence.server.auth import KeysUnavailable, SecretError, TokenVerifier, make_token, secret_of
@@ -118,7 +118,7 @@ async def cleanup(settings: Settings) -> Mapping[str, int]:
                 if parts.cassandra:
                     await parts.cassandra.connect()
                 return await _service(settings, parts).cleanup()
-        except Unavailable as error:
+        except StoreUnavailable as error:
             hint = "see PRESENCE_REDIS_URL" if settings.redis_url else f"is the server of {settings.data_dir} running?"
             raise StartError(f"no stores to clean up, {hint} {error}") from None
 
@@ -298,7 +298,7 @@ class _Parts:
 
     @property
     def health(self) -> Mapping[str, Health]:
-        directory = getattr(self.directory, "health", None)  # a file is always there
+        directory = self.directory.health if isinstance(self.directory, HttpDirectory) else None
         parts = {"store": self.store.health, "history": self.history.health}
         parts |= {"bus": self.bus.health} if self.bus else {}
         return parts | ({"directory": directory} if directory else {})
@@ -403,7 +403,7 @@ async def _instance(settings: Settings, url: str, sock: socket.socket, stop: asy
         await server
         for task in tasks[1:]:
             task.cancel()
-        await asyncio.wait(tasks[1:])
+        await asyncio.wait(tasks[1:], timeout=STOP_SECONDS)
         await parts.store.flushed()
         tasks[0].cancel()  # the store's own work last
 
@@ -429,7 +429,7 @@ def _jobs(
         work.append(("bridge", partial(jobs.bridge_bus, service, bus, settings.kafka_fallback_seconds)))
     for partition in range(store.partitions):
         work.append((f"sweep {partition}", partial(jobs.sweep, service, partition)))
-        relays = [Relay(store, sink, partition, overtaken=partial(service.bring_newest, sink)) for sink in parts.sinks]
+        relays = [Relay(store, sink, partition) for sink in parts.sinks]
         work += [(f"relay {partition} to {sink.name}", one.run) for sink, one in zip(parts.sinks, relays, strict=True)]
 
         def wake(relays: Sequence[Relay] = relays) -> None:

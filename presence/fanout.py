@@ -134,9 +134,9 @@ class Fanout:
         """Return the users who are watched."""
         return list(self._watchers)
 
-    def told_online(self) -> Iterator[Status]:
-        """Iterate over the users whom some session has been told are online, with the newest version told."""
+    def told(self) -> Iterator[Status]:
+        """Iterate over what sessions have been told of users, with the newest version; of the hidden, nothing."""
         for user, watchers in list(self._watchers.items()):
-            told = [status for watcher in watchers if (status := watcher.told.get(user)) and status.online]
+            told = [status for watcher in watchers if (status := watcher.told.get(user)) and status.version]
             if told:
-                yield max(told, key=lambda status: status.version)
+                yield max(told, key=_version)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from presence.ports import Bus, PresenceStore, Sink, StoreUnavailable, Unavailable
 from presence.service import PresenceService
@@ -13,6 +14,7 @@ from presence.service import PresenceService
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY = 0.1  # s
+HISTORY_EVERY = 5.0  # s between two tries to settle with a history that is away
 SWEEP_PAUSE = 0.03  # s between two sweeps, however many keys expire
 
 
@@ -45,16 +47,28 @@ async def sweep(service: PresenceService, partition: int) -> None:
 
 
 async def _settle(service: PresenceService, partition: int, amnesty: float) -> None:
+    async def settled() -> None:
+        while (await service.store.sweep(partition)).settling:
+            await asyncio.sleep(SWEEP_EVERY)
+        await service.settle(partition)
+
     await asyncio.sleep(amnesty)
+    await _until_done(settled, SWEEP_EVERY, f"settling partition {partition}")
+    await _until_done(partial(service.settle_history, partition), HISTORY_EVERY, f"settling partition {partition}")
+
+
+async def _until_done(step: Callable[[], Awaitable[None]], pause: float, name: str) -> None:
+    told = False
     while True:
         try:
-            if not (await service.store.sweep(partition)).settling:
-                return await service.settle(partition)
+            return await step()
         except Unavailable as error:
-            log.info("settling partition %d waits: %s", partition, error)
+            if not told:
+                log.info("%s waits: %s", name, error)
+            told = True
         except Exception:
-            log.exception("settling partition %d failed; it is tried again", partition)
-        await asyncio.sleep(SWEEP_EVERY)
+            log.exception("%s failed; it is tried again", name)
+        await asyncio.sleep(pause)
 
 
 async def follow(
@@ -104,18 +118,21 @@ async def bridge_bus(service: PresenceService, bus: Bus, fallback: float) -> Non
     while True:
         await asyncio.sleep(SWEEP_EVERY)
         was_away, away = away, bus.health.state == "down"
-        if was_away and not away:
-            await _read_anew(service, everywhere)
-            fell_back = False
-        elif not fell_back and 0 < fallback <= _away_for(bus):
+        fell_back_before, fell_back = fell_back, 0 < fallback <= _away_for(bus)
+        if fell_back and not fell_back_before:
             log.warning("%s is away for %g s: changes are told straight from the store", bus.name, fallback)
             await _read_anew(service, everywhere)
-            fell_back = True
+        elif (was_away and not away) or (fell_back_before and not fell_back):
+            await _read_anew(service, everywhere)
 
 
 def _away_for(bus: Bus) -> float:
-    """For how long the bus has been away, s."""
-    return time.time() - bus.health.since if bus.health.state == "down" else 0.0
+    """For how long the bus has been away, or changes have waited for it, s.
+
+    Of an outage that is one of writing alone only the instance that relays would know.
+    """
+    away = time.time() - bus.health.since if bus.health.state == "down" else 0.0
+    return max(away, bus.health.lag or 0.0)
 
 
 async def _read_anew(service: PresenceService, partitions: Iterable[int]) -> None:

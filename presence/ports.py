@@ -137,10 +137,10 @@ class PresenceStore(Protocol):
         """End overdue sessions (DESIGN §3.3); notice that the store has come back, and begin the amnesty."""
 
     async def settle(self, statuses: Iterable[Status]) -> Sequence[Change]:
-        """Announce as offline whoever of these users, all said to be online somewhere, is not (reason `restored`).
+        """Hold what is said of these users somewhere against what is so; announce what is not (reason `restored`).
 
         Returns:
-            The change of each who is offline, with a version above the one given.
+            The changes, new or known, that say otherwise, each with a version not below the one given.
         """
 
     async def repair(self) -> Mapping[str, int]:
@@ -164,19 +164,19 @@ class PresenceStore(Protocol):
     def follow(self, partition: int) -> AsyncIterator[Sequence[Change] | None]:
         """Iterate over the changes from now on, in order. None: some were missed, read the statuses anew."""
 
-    async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> Sequence[Change] | None:
+    async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> tuple[Sequence[Change], int]:
         """Return the changes behind the cursor, which is first moved on to the version ``done`` (0: left where it is).
 
         Returns:
-            At most ``limit`` changes in order; None when changes were trimmed before the cursor reached them, in which
-            case the cursor has been moved behind the gap.
+            At most ``limit`` changes in order, and 0; or none, and the version up to which changes were trimmed before
+            the cursor reached them.
         """
 
     async def lag(self, cursor: str) -> float:
         """Return for how long the oldest change behind the cursor has been there, s; 0 when there is none."""
 
-    def newest(self) -> AsyncIterator[Sequence[Change]]:
-        """Iterate over the last change of every user of whom one is known, in pages."""
+    def newest(self, partition: int, upto: int) -> AsyncIterator[Sequence[Change]]:
+        """Iterate over the last changes of the partition's users, those up to the version ``upto``, in pages."""
 
     async def trim(self, keep_seconds: float, cap: int) -> None:
         """Drop changes that are older than ``keep_seconds`` and behind all cursors; and the oldest above ``cap``."""

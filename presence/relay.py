@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from presence.ports import PresenceStore, Sink, StoreUnavailable, Unavailable
@@ -23,23 +22,15 @@ class Relay:
     One that wakes late brings some again, which is harmless; the cursor never goes back (`backlog.lua`).
     """
 
-    def __init__(
-        self, store: PresenceStore, sink: Sink, partition: int, *, overtaken: Callable[[], Awaitable[object]]
-    ) -> None:
-        """Do nothing yet.
-
-        Args:
-            overtaken: called when changes were trimmed before they were relayed, to bring the newest state instead.
-        """
+    def __init__(self, store: PresenceStore, sink: Sink, partition: int) -> None:
+        """Do nothing yet."""
         self._store = store
         self._sink = sink
         self._partition = partition
-        self._overtaken = overtaken
         self._news = asyncio.Event()
         self._lease = f"relay.{sink.name}.{partition}"
         self._held_until = 0.0
         self._done = 0  # the version up to which the sink has all
-        self._behind = False  # and is to be brought the newest state
         self._waits_since: float | None = None
         self._fails_since: float | None = None
 
@@ -90,13 +81,14 @@ class Relay:
 
     async def _bring(self) -> bool:
         """Bring one page. False: there is none."""
-        if self._behind:
-            await self._overtaken()
-            self._behind = False
-        changes = await self._store.backlog(self._sink.name, self._partition, self._done, PAGE)
-        if changes is None:
+        changes, gap = await self._store.backlog(self._sink.name, self._partition, self._done, PAGE)
+        if gap:
             log.warning("changes were trimmed before %s had them: bringing the newest state instead", self._sink.name)
-            self._behind = True
+            async for page in self._store.newest(self._partition, gap):
+                if not await self._hold():
+                    return True
+                await self._sink.write(page)
+            self._done = gap  # only now: whoever takes over before has it all to do again
             return True
         if changes:
             if self._waits_since is None:

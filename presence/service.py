@@ -18,7 +18,6 @@ from presence.ports import (
     HistoryStore,
     HistoryUnavailable,
     PresenceStore,
-    Sink,
     StoreUnavailable,
 )
 
@@ -317,11 +316,14 @@ class PresenceService:
                 _ = self.store.restore(session)
 
     async def settle(self, partition: int) -> None:
-        """After the amnesty: whoever somebody was told is online, and is not, goes offline."""
-        told = [s for s in self.fanout.told_online() if self.store.partition_of(s.user) == partition]
+        """After the amnesty: what somebody was told, and is not so, is announced."""
+        told = [status for status in self.fanout.told() if self.store.partition_of(status.user) == partition]
         await self.store.settle(told)
         await self.resync(partition)
         await self.store.renew_watches(self.open_sessions())
+
+    async def settle_history(self, partition: int) -> None:
+        """After that: whoever the history still says is online, and is not, goes offline."""
         count = await self._settle_history(partition)
         log.info("settled partition %d: %d kept as online by the history were not", partition, count)
 
@@ -345,11 +347,6 @@ class PresenceService:
 
     # Maintenance
 
-    async def bring_newest(self, sink: Sink) -> None:
-        """Bring the sink the last change of every user known: some before were trimmed before it had them."""
-        async for page in self.store.newest():
-            await sink.write(page)
-
     async def cleanup(self) -> Mapping[str, int]:
         """Make online set, sessions, watchers and the history's rows agree (guide, Cleanup Task, Stale Detection).
 
@@ -363,6 +360,8 @@ class PresenceService:
             rows = await self.history.read([change.user for change in page])
             stale = [c for c in page if c.version > (rows[c.user].version if c.user in rows else -1)]
             await self.history.write(stale)
+            # The store may have lost the writes of which a row knows.
+            await self.store.settle([rows[c.user] for c in page if c.user in rows and rows[c.user].version > c.version])
             repaired["rows_online"] += len(stale)
         return repaired
 

@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     cassandra_datacenter: str = Field("datacenter1", description="Local datacenter.")
     cassandra_user: str | None = Field(None, description="User name, with PRESENCE_CASSANDRA_PASSWORD.")
     cassandra_password: str | None = Field(None, repr=False, description="Password.")
-    history_days: Count = Field(30, description="How long a user's changes are kept, days.")
+    history_days: int = Field(30, ge=1, le=3_650, description="How long a user's changes are kept, days.")
     store_timeout_seconds: Seconds = Field(2.0, description="Time limit of one question to a store, s.")
     amnesty_seconds: SecondsOrNone = Field(5.0, description="After a store came back, time without any offline, s.")
     changes_keep_seconds: Seconds = Field(60.0, description="How long changes are kept for slow readers, s.")
@@ -147,8 +147,10 @@ class Settings(BaseSettings):
     @field_validator("directory")
     @classmethod
     def _check_directory(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value and (not _is_http(value) or "?" in value or "#" in value):
-            raise ValueError("must be a JSON file, cassandra, or a base URL like https://app.example/presence")
+        if value is not None and "://" in value and (not _is_http(value) or re.search("[?#@]", value)):
+            raise ValueError(
+                "must be a JSON file, cassandra, or a base URL like https://app.example/presence, without a password"
+            )
         return value
 
     @field_validator("jwks")

@@ -65,7 +65,7 @@ async def test_the_jobs_are_those_that_the_settings_ask_for(settings, more):
     chosen = load(**settings)
     store = RedisStore("redis://127.0.0.1:1/0", instance="i", partitions=chosen.redis_partitions)
     sink: Any = type("History", (), {"name": "h"})()
-    service: Any = type("Service", (), {"store": store, "history": sink, "bring_newest": print})()
+    service: Any = type("Service", (), {"store": store, "history": sink})()
     endpoint: Any = type("Endpoint", (), {"revise": None})()
     parts = bootstrap._Parts(store, sink, sink, None, None)
     names = [name for name, _ in bootstrap._jobs(chosen, parts, service, endpoint)]

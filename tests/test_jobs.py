@@ -195,6 +195,31 @@ async def test_settling_is_tried_until_it_is_done(deployment, make_service, monk
     assert tries == [0, 0, 0]
 
 
+async def test_a_history_that_is_away_has_nothing_else_settled_again(deployment, make_service, monkeypatch):
+    """Found in review: all watched users were read anew ten times a second, as long as Cassandra was away."""
+    service = await make_service(swept=False)
+    monkeypatch.setattr(jobs, "SWEEP_EVERY", 0.01)
+    monkeypatch.setattr(jobs, "HISTORY_EVERY", 0.02)
+    settle, settled, tries, done = service.settle, [], [], asyncio.Event()
+
+    async def noted(partition: int) -> None:
+        settled.append(partition)
+        await settle(partition)
+
+    async def fail(partition: int) -> None:
+        tries.append(partition)
+        if len(tries) < 4:
+            raise HistoryUnavailable("away")
+        done.set()
+
+    monkeypatch.setattr(service, "settle", noted)
+    monkeypatch.setattr(service, "settle_history", fail)
+    async with running(jobs.sweep(service, 0)):
+        async with asyncio.timeout(5):
+            await done.wait()
+    assert (settled, tries) == ([0], [0] * 4)
+
+
 async def test_every_change_is_told_to_those_who_watch(deployment, make_service):
     """WIRE §5: "on every server instance"."""
     service, other = await make_service(), await make_service()

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import cast
 
 import pytest
 
 from presence import relay as module
 from presence.core.model import Change, Reason
-from presence.fanout import Fanout
-from presence.ports import Directory, Health, HistoryStore, HistoryUnavailable
+from presence.ports import Health, HistoryUnavailable
 from presence.relay import Relay
-from presence.service import PresenceService, Rules
 from tests.support.deployment import connect
 from tests.support.waiting import wait_until
 
@@ -55,13 +50,9 @@ class Sink:
         return [change for write in self.writes for change in write]
 
 
-async def nothing() -> None:
-    raise AssertionError("nothing was trimmed")
-
-
 @asynccontextmanager
-async def relaying(store, sink, overtaken: Callable[[], Awaitable[object]] = nothing):
-    task = asyncio.create_task(Relay(store, sink, 0, overtaken=overtaken).run())
+async def relaying(store, sink):
+    task = asyncio.create_task(Relay(store, sink, 0).run())
     try:
         yield task
         assert not task.done(), task.exception()
@@ -155,60 +146,38 @@ async def test_the_holder_keeps_its_lease(deployment, monkeypatch):
         await wait_until(lambda: deployment.redis.pttl(holder) > 1_600)
 
 
-async def test_overtaken_by_the_trim_it_brings_the_newest_state_and_goes_on(deployment):
+async def test_overtaken_by_the_trim_it_brings_the_last_change_of_everybody_and_goes_on(deployment):
     """DESIGN §4: "above a cap (setting) the newest state per user is published instead of the backlog"."""
     store = await deployment.instance()
     sink = Sink()
-    await changes_of(store, count=4)
-    await store.trim(0, 0)
-    overtaken = asyncio.Event()
-
-    async def bring() -> None:
-        overtaken.set()
-
-    async with relaying(store, sink, bring):
-        async with asyncio.timeout(5):
-            await overtaken.wait()
-        await changes_of(store, count=2)
-        await wait_until(lambda: sink.changes == deployment.changes() != [])
-
-
-async def test_the_newest_state_is_the_last_change_of_everybody_known(deployment):
-    store = await deployment.instance()
-    sink = Sink()
-    service = PresenceService(store, cast("HistoryStore", sink), cast("Directory", None), Fanout(), Rules())
     await changes_of(store, "alice", count=4)
     await changes_of(store, "bob", count=2)
     await connect(store, "bob")
     last = {change.user: change for change in deployment.changes()}
     await store.trim(0, 0)
-    async with relaying(store, sink, partial(service.bring_newest, sink)):
-        await wait_until(lambda: len(sink.changes) == 2)
-        await changes_of(store, "alice", count=2)
-        await wait_until(lambda: len(sink.changes) == 4)
-    assert {c.user: (c.online, c.version) for c in sink.changes[:2]} == {
-        user: (change.online, change.version) for user, change in last.items()
-    }
-    assert sink.changes[2:] == deployment.changes()
+    await changes_of(store, "alice", count=2)  # not trimmed: they come in order, after what was
+    async with relaying(store, sink):
+        await wait_until(lambda: len(sink.changes) == 3)
+        await changes_of(store, "cid", count=2)
+        await wait_until(lambda: sink.changes[-1].user == "cid" and len(sink.changes) == 5)
+    assert sink.changes[0] == last["bob"]
+    assert sink.changes[1:] == deployment.changes()
 
 
-async def test_the_newest_state_is_brought_as_soon_as_the_sink_is_back(deployment):
+async def test_the_newest_state_is_brought_as_soon_as_the_sink_is_back_by_whoever_relays_then(deployment):
     """A cap is passed when the sink is away, so it is away just when it is to be brought the newest state."""
-    store = await deployment.instance()
+    store, other = await deployment.instance(), await deployment.instance()
+    away, sink = Sink(), Sink()
+    away.away = True
     await changes_of(store, count=2)
+    [_, last] = deployment.changes()
     await store.trim(0, 0)
-    tries = 0
-
-    async def bring() -> None:
-        nonlocal tries
-        tries += 1
-        if tries < 4:
-            raise HistoryUnavailable("away")
-
-    async with relaying(store, Sink(), bring):
-        await wait_until(lambda: tries == 4)
-        await wait_until(lambda: cursor(deployment) > 0)
-    assert tries == 4
+    async with relaying(store, away):
+        await wait_until(lambda: away.failures >= 2)
+        assert cursor(deployment) == 0, "it has been brought nothing yet"
+    async with relaying(other, sink):
+        await wait_until(lambda: cursor(deployment) >= last.version)
+    assert sink.changes == [last]
 
 
 async def test_while_the_store_is_away_it_waits(deployment):
@@ -227,13 +196,16 @@ async def test_a_holder_that_wakes_late_does_not_move_the_cursor_back(deployment
     stale, sink = Sink(), Sink()
     stale.hangs = True
     await changes_of(store, count=2)
-    late = asyncio.create_task(Relay(other, stale, 0, overtaken=nothing).run())
+    late = asyncio.create_task(Relay(other, stale, 0).run())
     await wait_until(lambda: stale.under_way)
     async with relaying(store, sink):
         await changes_of(store, count=6)
         await wait_until(lambda: cursor(deployment) == deployment.changes()[-1].version)
         moved = cursor(deployment)
-        assert await other.backlog("sink", 0, deployment.changes()[1].version, 10) == []  # what it does when it wakes
+        assert await other.backlog("sink", 0, deployment.changes()[1].version, 10) == (
+            [],
+            0,
+        )  # what it does when it wakes
         assert cursor(deployment) == moved
     late.cancel()
     await asyncio.wait([late])
@@ -254,7 +226,7 @@ async def test_it_is_known_how_long_changes_have_waited(deployment, monkeypatch)
     monkeypatch.setattr(module, "LEASE", 60.0)
     store = await deployment.instance()
     sink = Sink()
-    one = Relay(store, sink, 0, overtaken=nothing)
+    one = Relay(store, sink, 0)
     assert one.lag == 0
     sink.away = True
     await changes_of(store, count=2)
@@ -279,7 +251,7 @@ async def test_the_lag_counts_from_the_change_not_from_when_it_was_met(deploymen
         {"user": "bob", "online": "1", "lastActive": "", "device": "web", "reason": "connected"},
         f"{deployment.now_ms() + 30_000}-0",
     )
-    one = Relay(store, sink, 0, overtaken=nothing)
+    one = Relay(store, sink, 0)
     task = asyncio.create_task(one.run())
     await wait_until(lambda: one.lag > 29)
     task.cancel()
@@ -290,7 +262,7 @@ async def test_who_does_not_relay_has_no_lag(deployment):
     store, other = await deployment.instance(), await deployment.instance()
     await changes_of(store, count=2)
     assert await store.hold("relay.sink.0", 60)
-    one = Relay(other, Sink(), 0, overtaken=nothing)
+    one = Relay(other, Sink(), 0)
     one._waits_since = 0.0  # from when it did
     task = asyncio.create_task(one.run())
     await wait_until(lambda: one.lag == 0)
@@ -302,7 +274,7 @@ async def test_when_it_is_woken_it_looks_at_once(deployment, monkeypatch):
     monkeypatch.setattr(module, "POLL", 60.0)
     store = await deployment.instance()
     sink = Sink()
-    one = Relay(store, sink, 0, overtaken=nothing)
+    one = Relay(store, sink, 0)
     task = asyncio.create_task(one.run())
     for _ in range(3):
         await changes_of(store, count=2)

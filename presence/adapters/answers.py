@@ -44,8 +44,8 @@ class Answers:
         if self._seconds:
             self._known[question] = began, answer
             self._known.move_to_end(question)
-            if len(self._known) > CACHED:
-                self._known.popitem(last=False)
+            while len(self._known) > CACHED or next(iter(self._known.values()))[0] <= began - self._seconds:
+                self._known.popitem(last=False)  # nor is kept what is too old
         return answer
 
     def _asked(self, question: str, task: Task[Any]) -> None:

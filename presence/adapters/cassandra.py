@@ -43,6 +43,7 @@ RETRY = 1.0  # s between two attempts, and after a failure in which nothing is a
 MAX_TTL = 630_720_000  # s; Cassandra's limit
 DAY = 86_400_000_000  # µs
 EPOCH = dt.date(1970, 1, 1).toordinal()
+AT_ONCE = 32  # conversations asked for at a time, so that one user leaves others their turn
 MAX_IDS = 100_000  # in one answer of the directory
 
 HISTORY_TABLES = ("user_presence", "presence_history")
@@ -473,8 +474,13 @@ class CassandraDirectory:
 
     async def _contacts(self, user: str) -> frozenset[str]:
         conversations = await self._ids(_CONVERSATIONS, user)
-        members = await asyncio.gather(*(self._ids(_MEMBERS, one) for one in conversations))  # not the cached ones
-        return frozenset({user}).union(await self._ids(_LISTED_BY, user), *members)
+        contacts = {user, *await self._ids(_LISTED_BY, user)}
+        for start in range(0, len(conversations), AT_ONCE):
+            some = conversations[start : start + AT_ONCE]
+            contacts.update(*await asyncio.gather(*(self._ids(_MEMBERS, one) for one in some)))  # not the cached ones
+            if len(contacts) > MAX_IDS:
+                raise DirectoryUnavailable(f"more than {MAX_IDS} contacts of {user}")
+        return frozenset(contacts)
 
     async def _ids(self, cql: str, key: str) -> Sequence[str]:
         ids: list[str] = []

@@ -76,8 +76,10 @@ class HttpDirectory:
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await self._get(path)
-        except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
-            reason = f"{self._base}/{path}: {str(error) or f'no answer within {self._timeout:g} s'}"
+        except ValueError as error:  # of this answer: the others may be good
+            raise DirectoryUnavailable(f"{self._base}/{path}: {error}") from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            reason = f"{self._base}: {str(error) or f'no answer within {self._timeout:g} s'}"
             self._paused_until = loop.time() + PAUSE
             if self.health.note("down", reason):
                 log.warning("directory away: %s", reason)

@@ -223,11 +223,11 @@ class KafkaBus:
                     yield None
                 watch = _Watch(positions, self._timeout + 2 * FETCH_WAIT)
                 while not self._grown(consumer, positions):
-                    changes = await self._read(consumer, positions, wanted)
-                    if watch.answered(consumer):
-                        self._reached("read")
+                    found, changes = await self._read(consumer, positions, wanted)
                     if changes:
                         yield changes
+                    if watch.answered(consumer, found=found):
+                        self._reached("read")
                 pause = 0.0
             except UnknownTopicOrPartitionError as error:
                 self._away("read", error)
@@ -268,7 +268,8 @@ class KafkaBus:
 
     async def _read(
         self, consumer: Any, positions: dict[TopicPartition, int], wanted: Callable[[str], bool]
-    ) -> list[Change]:
+    ) -> tuple[bool, list[Change]]:
+        """Return whether there were records, and the changes in them that are wanted."""
         changes = []
         found = await consumer.getmany(timeout_ms=round(FETCH_WAIT * 1000), max_records=PAGE)
         for partition, records in found.items():
@@ -280,7 +281,7 @@ class KafkaBus:
                         changes.append(_change(user, record.value))
                 except MALFORMED as error:
                     self._complain(partition, record.offset, error)
-        return changes
+        return bool(found), changes
 
     def _complain(self, partition: TopicPartition, offset: int, error: Exception) -> None:
         self._malformed += 1
@@ -350,14 +351,19 @@ class _Watch:
         self._answered: dict[TopicPartition, int | None] = dict.fromkeys(positions)  # → when, as the consumer says
         self._silent = dict.fromkeys(positions, 0.0)  # partition → s without an answer
 
-    def answered(self, consumer: Any) -> bool:
+    def answered(self, consumer: Any, *, found: bool) -> bool:
         """Look; return whether all partitions have answered by now.
+
+        Args:
+            consumer: whose partitions they are.
+            found: there were records: no partition is asked while those of one still wait to be read.
 
         Raises:
             TimeoutError: one has not for too long.
         """
         now = asyncio.get_running_loop().time()
-        passed = min(now - self._looked, FETCH_WAIT)  # all above is time in which we did not look, but did other work
+        # All above is time in which we did not look, but did other work.
+        passed = 0.0 if found else min(now - self._looked, FETCH_WAIT)
         self._looked = now
         for partition, before in self._answered.items():
             answered = consumer.last_poll_timestamp(partition)

@@ -309,18 +309,25 @@ class RedisStore:
         for keys in self._keys:
             async for members in self._pages(keys, "SSCAN", keys.online):
                 # One may have left since.
-                yield [change for change in await self._last_changes(keys, members, Reason.CONNECTED) if change.online]
+                yield [change for change in await self._last_changes(keys, members) if change.online]
 
-    async def _last_changes(self, keys: Keys, users: Sequence[str], reason: Reason) -> list[Change]:
-        """Return each user's last change, with version 0 where none is known. Its reason is known nowhere."""
+    async def _last_changes(self, keys: Keys, users: Sequence[str]) -> list[Change]:
+        """Return each user's last change, with version 0 where none is known."""
         commands: list[tuple[str, ...]] = []
         for user in users:
-            commands.append(("HMGET", keys.user(user, "change"), "version", "online", "device"))
+            commands.append(("HMGET", keys.user(user, "change"), "version", "online", "device", "reason"))
             commands.append(("GET", keys.user(user, "last_active")))
         found = await self._pipe(keys, *commands)
         return [
-            Change(user, online == "1", int(version or 0), int(active) if active else None, device or "web", reason)
-            for user, (version, online, device), active in zip(users, found[::2], found[1::2], strict=True)
+            Change(
+                user,
+                online == "1",
+                int(version or 0),
+                int(active) if active else None,
+                device or "web",
+                Reason(reason or Reason.RESTORED),
+            )
+            for user, (version, online, device, reason), active in zip(users, found[::2], found[1::2], strict=True)
         ]
 
     async def _pages(self, keys: Keys, command: str, *args: str) -> AsyncIterator[list[Any]]:
@@ -499,23 +506,29 @@ class RedisStore:
 
     async def settle(self, statuses: Iterable[Status]) -> Sequence[Change]:
         by_user = {status.user: status for status in statuses}
-        offline: list[Change] = []
+        otherwise: list[Change] = []
         for keys, members in self._by_partition(by_user):
             for start in range(0, len(members), PAGE):
                 page = [by_user[user] for user in members[start : start + PAGE]]
                 args = [
                     arg
                     for said in page
-                    for arg in (said.user, said.version, "" if said.last_active is None else said.last_active)
+                    for arg in (
+                        said.user,
+                        int(said.online),
+                        said.version,
+                        "" if said.last_active is None else said.last_active,
+                    )
                 ]
                 found: Sequence[Any] = await self._ask("settle", keys, *args)
-                self.floor = max(self.floor, *found[::3])
-                offline += (
-                    Change(said.user, False, version, int(active) if active else None, device, Reason.RESTORED)
-                    for said, version, device, active in zip(page, found[::3], found[1::3], found[2::3], strict=True)
+                self.floor = max(self.floor, *found[::5])
+                columns = (found[column::5] for column in range(5))
+                otherwise += (
+                    Change(said.user, online == "1", version, int(active) if active else None, device, Reason(reason))
+                    for said, version, online, device, active, reason in zip(page, *columns, strict=True)
                     if version
                 )
-        return offline
+        return otherwise
 
     async def repair(self) -> Mapping[str, int]:
         count: Counter[str] = Counter(offline=0, online=0, deadlines=0, orphans=0)
@@ -592,15 +605,14 @@ class RedisStore:
             except StoreUnavailable:
                 await asyncio.sleep(0.2)
 
-    async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> Sequence[Change] | None:
+    async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> tuple[Sequence[Change], int]:
         keys = self._keys[partition]
         at, trimmed = await self._ask("backlog", keys, cursor, done)
         if at < trimmed:
-            await self._ask("backlog", keys, cursor, trimmed)
-            return None
+            return [], trimmed
         async with self._asking(keys) as node:
             entries = await node.redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
-        return [_change(entry) for entry in entries]
+        return [_change(entry) for entry in entries], 0
 
     async def lag(self, cursor: str) -> float:
         async def part(keys: Keys) -> float:
@@ -612,11 +624,11 @@ class RedisStore:
 
         return max(0.0, *await asyncio.gather(*(part(keys) for keys in self._keys)))
 
-    async def newest(self) -> AsyncIterator[Sequence[Change]]:
-        async for page in self._scan("*presence:user:*:change"):
-            for keys, members in self._by_partition(map(_user_of, page)):
-                # One may have lapsed since.
-                yield [change for change in await self._last_changes(keys, members, Reason.RESTORED) if change.version]
+    async def newest(self, partition: int, upto: int) -> AsyncIterator[Sequence[Change]]:
+        keys = self._keys[partition]
+        async for page in self._pages(keys, "SCAN", "MATCH", f"{keys.base}user:*:change"):
+            users = [user for user in map(_user_of, page) if self.partition_of(user) == partition]
+            yield [change for change in await self._last_changes(keys, users) if 0 < change.version <= upto]
 
     async def trim(self, keep_seconds: float, cap: int) -> None:
         for keys in self._keys:

@@ -149,7 +149,7 @@ async def test_who_is_silent_is_away_after_the_time_limit_and_not_asked_at_once_
     application.may_answer.clear()
     began = time.monotonic()
     for user in ("ann", "bob", "cid", "dan"):
-        with pytest.raises(DirectoryUnavailable, match=r"friends/ann: no answer within 0\.5 s"):
+        with pytest.raises(DirectoryUnavailable, match=r"/base: no answer within 0\.5 s"):
             await people.friends(user)
     assert time.monotonic() - began < 1.4, "one time limit, not four"
     assert application.asked == {"/base/friends/ann": 1}
@@ -184,6 +184,25 @@ async def test_a_wrong_answer_is_none(application, directory, answer, reason):
     application.answers["/base/friends/ann"] = answer
     with pytest.raises(DirectoryUnavailable, match=reason):
         await directory().friends("ann")
+
+
+async def test_a_wrong_answer_of_one_user_is_no_outage_for_the_others(application, directory):
+    application.answers["/base/friends/ann"] = 500
+    people = directory()
+    for _ in range(3):
+        with pytest.raises(DirectoryUnavailable, match="status 500"):
+            await people.friends("ann")
+        assert await people.contacts("ann") == {"ann", "bob"}
+    assert people.health.state == "up"
+
+
+async def test_what_is_too_old_is_not_kept(directory):
+    people = directory(cache=0.1)
+    for number in range(20):
+        await people.friends(f"u{number}")
+    await asyncio.sleep(0.15)
+    await people.friends("ann")
+    assert list(people._answers._known) == ["friends/ann"]
 
 
 async def test_the_cache_is_bounded(directory, monkeypatch):

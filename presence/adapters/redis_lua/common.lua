@@ -51,7 +51,7 @@ local function change(user, online, device, reason)
   redis.call('XADD', CHANGES, id, 'user', user, 'online', online, 'device', device, 'lastActive', active, 'reason', reason)
   redis.call('SET', VERSION, int(version))
   local last = key(user, 'change')
-  redis.call('HSET', last, 'version', int(version), 'online', online, 'device', device)
+  redis.call('HSET', last, 'version', int(version), 'online', online, 'device', device, 'reason', reason)
   if online == '1' then
     redis.call('PERSIST', last)
     redis.call('SADD', ONLINE, user)
