@@ -32,6 +32,7 @@ async def _flips(watcher: StompClient, flipper: StompClient, taken: list[float])
         await watcher.expect_event("fuzz-flipper", online, DEADLINE)
         taken.append((time.perf_counter() - began) * 1000)
         online = not online
+        await watcher.raw("\n")  # who says nothing for 90 s counts as lost
         del watcher.frames[:], flipper.frames[:]
         await asyncio.sleep(0.1)
 
