@@ -37,6 +37,11 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _check_user(user: str) -> None:
+    if not ID.fullmatch(user):
+        _fail(f"USER {user!r} is not an id: letters, digits and . _ ~ @ - only, at most 128", 2)
+
+
 def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give the command an option for each setting."""
     for name, field in reversed(Settings.model_fields.items()):
@@ -66,8 +71,7 @@ def serve(**options: str | None) -> None:
 )
 def token(user: str, ttl: int) -> None:
     """Print an access token for USER, for a server with the same settings."""
-    if not ID.fullmatch(user):
-        _fail(f"USER {user!r} is not an id: letters, digits and . _ ~ @ - only, at most 128", 2)
+    _check_user(user)
     click.echo(bootstrap.token(load(), user, ttl))
 
 
@@ -89,8 +93,7 @@ def init(partitions: int, replication: int, retention: int) -> None:
 @click.option("--limit", default=20, show_default=True, help="Changes at most.", type=click.IntRange(1, 100_000))
 def history(user: str, limit: int) -> None:
     """Print USER's last changes, the newest first: when, status, device, reason."""
-    if not ID.fullmatch(user):
-        _fail(f"USER {user!r} is not an id: letters, digits and . _ ~ @ - only, at most 128", 2)
+    _check_user(user)
     settings = load()
     configure_logging("error", settings.log_format)
     for change in asyncio.run(bootstrap.history(settings, user, limit)):

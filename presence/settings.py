@@ -131,9 +131,9 @@ class Settings(BaseSettings):
     )
     max_body_bytes: Count = Field(262_144, description="Size of a request body, bytes.")
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_origins", "kafka_bootstrap_servers", "cassandra_contact_points", mode="before")
     @classmethod
-    def _split_origins(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("allowed_origins")
@@ -159,11 +159,6 @@ class Settings(BaseSettings):
         if value is not None and "://" in value and not _is_http(value):
             raise ValueError("must be a file, or a URL like https://issuer.example/jwks.json")
         return value
-
-    @field_validator("kafka_bootstrap_servers", "cassandra_contact_points", mode="before")
-    @classmethod
-    def _split_hosts(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("kafka_bootstrap_servers", "cassandra_contact_points")
     @classmethod
