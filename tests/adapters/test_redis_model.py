@@ -35,7 +35,7 @@ LEASE_MS = 60_000
 GRACE_MS = 30_000
 USERS = ("ann", "bob", "cid")
 INSTANCES = 3
-SLACK_MS = 30  # between this machine's monotonic clock and the store's, and for rounding
+SLACK_MS = 30  # for rounding, and for what the store does between two looks at its clock
 
 Span = tuple[int, int]
 
@@ -101,6 +101,8 @@ class PresenceMachine(RuleBasedStateMachine):
         """User → last activity."""
         self.floor = 0
         """The highest version before the store was lost."""
+        self.ahead: list[float] = []
+        """By how many ms the store's clock was ahead of this process's monotonic one, at each look."""
 
     @initialize(ahead=st.booleans())
     def start(self, ahead: bool) -> None:
@@ -118,9 +120,19 @@ class PresenceMachine(RuleBasedStateMachine):
         return self._runner.run(limited())
 
     def timed(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Span:
-        before = self.deployment.now_ms()
+        before = self.now_ms()
         self.run(work, *args)
-        return before - SLACK_MS, self.deployment.now_ms() + SLACK_MS
+        return before, self.now_ms()
+
+    def now_ms(self) -> int:
+        now = self.deployment.now_ms()
+        self.ahead.append(now - time.monotonic() * 1000)
+        return now
+
+    def slack(self) -> float:
+        """What an age may be off, in ms: a machine's wall clock is set now and then, its monotonic clock is not."""
+        self.now_ms()
+        return SLACK_MS + max(self.ahead) - min(self.ahead)
 
     def choose(self, index: int, which: Callable[[Modelled], bool]) -> Modelled | None:
         candidates = [one for one in self.sessions if which(one)]
@@ -255,7 +267,7 @@ class PresenceMachine(RuleBasedStateMachine):
     def most_of_the_lease_passes(self, index: int) -> None:
         one = self.choose(index, lambda one: one.stored and not one.overdue)
         if one:
-            till = self.deployment.now_ms() + GRACE_MS // 2
+            till = self.now_ms() + GRACE_MS // 2
             self.deployment.move_deadline(one.session, till)
             one.till = (till, till)
 
@@ -374,7 +386,7 @@ class PresenceMachine(RuleBasedStateMachine):
         self.who_has_a_session_is_online()  # that is to say: nobody has gone offline
 
         for base in self.deployment.bases:
-            self.deployment.redis.hset(f"{base}amnesty", "till", self.deployment.now_ms() - 1)
+            self.deployment.redis.hset(f"{base}amnesty", "till", self.deployment.now_ms() - 500)
         for store in self.stores:
             store._amnesty = 0.0
         self.run(self._sweep_everywhere)
@@ -400,6 +412,7 @@ class PresenceMachine(RuleBasedStateMachine):
             self.deployment.pass_time(3_100)
 
     async def _restore(self, one: Modelled) -> None:
+        self.now_ms()
         await self.stores[one.instance].restore(one.session)
 
     def told(self, user: str) -> Status:
@@ -434,7 +447,7 @@ class PresenceMachine(RuleBasedStateMachine):
         assert set(deadlines) == set(stored)
         for member, one in stored.items():
             if not one.overdue:
-                assert one.till[0] <= deadlines[member] <= one.till[1]
+                assert one.till[0] - self.slack() <= deadlines[member] <= one.till[1] + self.slack()
                 key = deployment.key(one.session.user, f"online:{one.session.id}")
                 assert redis.pexpiretime(key) == deadlines[member]
         assert len(redis.keys("*presence:user:*:online:*")) == sum(not one.overdue for one in stored.values())
@@ -443,7 +456,10 @@ class PresenceMachine(RuleBasedStateMachine):
     def last_active_is_the_last_activity(self) -> None:
         for user in USERS:
             low, high = self.active.get(user, (0, 0))
-            assert low <= (self.deployment.last_active(user) or 0) <= high, user
+            if high:
+                assert low - self.slack() <= (self.deployment.last_active(user) or 0) <= high + self.slack(), user
+            else:
+                assert self.deployment.last_active(user) is None
 
 
 def _scores(redis: Any, key: str) -> list[tuple[str, float]]:
