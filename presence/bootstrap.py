@@ -20,23 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
 
 from presence import jobs, stomp
-from presence.adapters.cassandra import (
-    DIRECTORY_TABLES,
-    HISTORY_TABLES,
-    CassandraDirectory,
-    CassandraHistory,
-    CassandraSession,
-)
 from presence.adapters.directory import DirectoryError, FileDirectory, demo_path
 from presence.adapters.embedded import AlreadyRunning, DataDirError, EmbeddedError, EmbeddedStore, end_with, locked
-from presence.adapters.http_directory import HttpDirectory
-from presence.adapters.kafka import KafkaBus
 from presence.adapters.redis import RedisStore
 from presence.adapters.sqlite import SqliteHistory
 from presence.core.model import Change
@@ -54,6 +45,12 @@ from presence.server.transport import log_dropped
 from presence.server.websocket import ASGIApp, Endpoint, EndpointLimits
 from presence.service import PresenceService, Rules
 from presence.settings import Settings
+
+# The libraries of what is not set up are not loaded: they take a third of a start.
+if TYPE_CHECKING:
+    from presence.adapters.cassandra import CassandraSession
+    from presence.adapters.http_directory import HttpDirectory
+    from presence.adapters.kafka import KafkaBus
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +160,7 @@ async def history(settings: Settings, user: str, limit: int) -> Sequence[Change]
         if cassandra := _cassandra(settings):
             try:
                 await cassandra.connect()
-                return await CassandraHistory(cassandra, history_days=settings.history_days).changes(user, limit)
+                return await _cassandra_history(settings, cassandra).changes(user, limit)
             finally:
                 await cassandra.close()
         if not (settings.data_dir / "history.db").exists():
@@ -291,6 +288,8 @@ class _Parts:
     directory: Directory
     bus: KafkaBus | None
     cassandra: CassandraSession | None
+    http: HttpDirectory | None
+    """The directory, if it is the host application over HTTP."""
 
     @property
     def sinks(self) -> Sequence[Sink]:
@@ -298,10 +297,9 @@ class _Parts:
 
     @property
     def health(self) -> Mapping[str, Health]:
-        directory = self.directory.health if isinstance(self.directory, HttpDirectory) else None
         parts = {"store": self.store.health, "history": self.history.health}
         parts |= {"bus": self.bus.health} if self.bus else {}
-        return parts | ({"directory": directory} if directory else {})
+        return parts | ({"directory": self.http.health} if self.http else {})
 
 
 @asynccontextmanager
@@ -322,14 +320,19 @@ async def _parts(settings: Settings, url: str, name: str) -> AsyncIterator[_Part
         history: HistoryStore
         if cassandra:
             stack.push_async_callback(cassandra.close)
-            history = CassandraHistory(cassandra, history_days=settings.history_days)
+            history = _cassandra_history(settings, cassandra)
         else:
             history = sqlite = await _open_history(settings)
             stack.push_async_callback(sqlite.close)
         directory: Directory
+        http: HttpDirectory | None = None
         if settings.directory == "cassandra" and cassandra:
+            from presence.adapters.cassandra import CassandraDirectory
+
             directory = CassandraDirectory(cassandra, cache=settings.directory_cache_seconds)
         elif settings.directory and "://" in settings.directory:
+            from presence.adapters.http_directory import HttpDirectory
+
             limits = {"timeout": settings.store_timeout_seconds, "cache": settings.directory_cache_seconds}
             directory = http = HttpDirectory(settings.directory, **limits)
             stack.push_async_callback(http.close)
@@ -338,7 +341,7 @@ async def _parts(settings: Settings, url: str, name: str) -> AsyncIterator[_Part
         bus = _bus(settings)
         if bus:
             stack.push_async_callback(bus.close)
-        yield _Parts(store, history, directory, bus, cassandra)
+        yield _Parts(store, history, directory, bus, cassandra, http)
 
 
 def _service(settings: Settings, parts: _Parts) -> PresenceService:
@@ -356,6 +359,8 @@ def _service(settings: Settings, parts: _Parts) -> PresenceService:
 def _cassandra(settings: Settings) -> CassandraSession | None:
     if not settings.cassandra_contact_points:
         return None
+    from presence.adapters.cassandra import DIRECTORY_TABLES, HISTORY_TABLES, CassandraSession
+
     return CassandraSession(
         settings.cassandra_contact_points,
         keyspace=settings.cassandra_keyspace,
@@ -367,9 +372,17 @@ def _cassandra(settings: Settings) -> CassandraSession | None:
     )
 
 
+def _cassandra_history(settings: Settings, cassandra: CassandraSession) -> HistoryStore:
+    from presence.adapters.cassandra import CassandraHistory
+
+    return CassandraHistory(cassandra, history_days=settings.history_days)
+
+
 def _bus(settings: Settings) -> KafkaBus | None:
     if not settings.kafka_bootstrap_servers:
         return None
+    from presence.adapters.kafka import KafkaBus
+
     servers = settings.kafka_bootstrap_servers
     return KafkaBus(servers, topic=settings.kafka_topic, timeout=settings.store_timeout_seconds)
 

@@ -67,7 +67,7 @@ async def test_the_jobs_are_those_that_the_settings_ask_for(settings, more):
     sink: Any = type("History", (), {"name": "h"})()
     service: Any = type("Service", (), {"store": store, "history": sink})()
     endpoint: Any = type("Endpoint", (), {"revise": None})()
-    parts = bootstrap._Parts(store, sink, sink, None, None)
+    parts = bootstrap._Parts(store, sink, sink, None, None, None)
     names = [name for name, _ in bootstrap._jobs(chosen, parts, service, endpoint)]
     assert names[0] == "store"
     assert len(names) == len(set(names))
