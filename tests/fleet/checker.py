@@ -23,7 +23,8 @@ Where the truth is out of reach, the rules say so, and cover no more:
   them when it goes on: so a user whose beats all went to an instance frozen for longer than a lease may be shown
   offline, until it has gone on.
 - A store that lost its data has lost the changes of the last moment (`UNREAD`), those that waited for Kafka in it, and
-  the sessions of an instance that was killed before it could assert them again.
+  the sessions of an instance that was killed before it could assert them again. One that failed over to a replica has
+  lost what was written in the last moment.
 - Whoever brings the changes to Kafka may have been the instance that is killed, stopped or frozen: until another takes
   over (`Setup.takeover`) they are late.
 - While the clients themselves were stalled (a loaded machine) they could read nothing.
@@ -306,12 +307,12 @@ class _Check:
 
     def _lost_windows(self) -> Iterator[tuple[float, float]]:
         """From when till when a change may have been lost with the store's data."""
-        for emptied in self.store_outages:
-            if emptied.how == "emptied":
-                waiting = [
-                    o.since for o in self.record.outages if o.on == "kafka" and o.meets(emptied.since, emptied.since)
-                ]
-                yield min([emptied.since - UNREAD, *waiting]), emptied.since + EXACT
+        for lost in self.store_outages:
+            if lost.how == "emptied":
+                waiting = [o.since for o in self.record.outages if o.on == "kafka" and o.meets(lost.since, lost.since)]
+                yield min([lost.since - UNREAD, *waiting]), lost.since + EXACT
+            elif lost.how == "failed over":
+                yield lost.since - UNREAD, lost.since + EXACT
 
     def _may_be_lost(self, made: float) -> bool:
         return any(since <= made <= till for since, till in self.lost_windows)
@@ -495,6 +496,7 @@ class _Check:
     def _haunts(self, user: str, change: Change, following: Change | None) -> None:
         """Whether the user was online for longer than there was a session."""
         forgotten = any(o.how == "emptied" and o.till >= change.made for o in self.store_outages)
+        forgotten = forgotten or self._may_be_lost(change.made)
         if forgotten and (following.online if following else user not in self.online_in_store):
             return  # when the store lost its data the user was no more online in it, and no change says when
         till = following.made if following else self.end

@@ -7,12 +7,15 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.fleet.checker import Report, check
-from tests.fleet.world import LEASE, Service, World
-from tests.support.store import ValkeyProcess
+from tests.fleet.world import LEASE, Service, Store, World
+from tests.support.redis_cluster import RedisClusterProcess
+from tests.support.redis_process import RedisProcess
+from tests.support.sentinel import SentinelProcess
 
 BEFORE, AFTER = 2.0, 3.0
 """How long the run goes on before and after what is broken, s."""
@@ -27,6 +30,7 @@ class Fault:
     """Only in a deployment with it: kafka, cassandra."""
     world: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `World`."""
+    store: Callable[[], Store] = RedisProcess
 
 
 # Instances
@@ -122,6 +126,13 @@ def both(*faults: Callable[[World], Awaitable[None]]) -> Callable[[World], Await
     return run
 
 
+async def primary_fails_over(world: World) -> None:
+    store = world.store
+    assert isinstance(store, SentinelProcess | RedisClusterProcess)
+    async with world.broken("redis", "failed over"):
+        await store.fail_over()
+
+
 async def cassandra_away_at_the_start(world: World) -> None:
     """Every instance is started while it is away."""
     async with world.broken("cassandra", "killed"):
@@ -150,6 +161,12 @@ FAULTS: dict[str, Fault] = {
     "all sweep at once": Fault(swept_at_once),
     "redis empty, instance killed": Fault(both(restarted("redis", 1.0, empty=True), instance_killed)),
     "redis frozen, instance killed": Fault(both(frozen("redis", 2 * LEASE), instance_killed)),
+    "sentinel fails over": Fault(primary_fails_over, store=SentinelProcess),
+    "cluster fails over": Fault(
+        primary_fails_over,
+        store=partial(RedisClusterProcess, replicas=True),
+        world={"settings": {"redis_partitions": 12}},
+    ),
     "kafka killed": Fault(restarted("kafka", 5.0), "kafka"),
     "kafka frozen": Fault(frozen("kafka", 5.0), "kafka"),
     "kafka restarted": Fault(restarted("kafka", 0.0), "kafka"),
@@ -171,7 +188,7 @@ async def run_fault(
 ) -> tuple[Report, World]:
     """One run with this fault; its history is left in ``file``."""
     fault = FAULTS[name]
-    store = ValkeyProcess("--notify-keyspace-events", "Ex")
+    store = fault.store()
     made: World | None = None
     try:
         await store.start()

@@ -25,7 +25,8 @@ were noted. Fields that have their default are left out. All times are s of one 
 ``amnesty``           the store has begun an amnesty at ``at`` that lasts for ``seconds``
 ``stalled``           from ``at`` on the process of the clients did nothing for ``seconds``
 ``fault``             something is about to be broken: ``on`` (redis, kafka, cassandra, or the name of an instance),
-                      ``how`` (killed, frozen, stopped: as planned, emptied: killed, and its data are lost)
+                      ``how`` (killed, frozen, stopped: as planned, emptied: killed, and its data are lost, failed
+                      over: killed, and what takes its place lacks the last writes)
 ``mended``            it works again: ``on``
 ``recovered``         every instance says for certain again who is offline
 ``end``               nobody does anything any more, all should have settled

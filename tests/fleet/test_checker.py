@@ -503,6 +503,23 @@ def test_a_store_that_lost_its_data_has_lost_the_changes_of_the_last_moment(stor
     assert {finding for finding in story.findings() if finding[0] == "log"} == expected
 
 
+@pytest.mark.parametrize(("at", "expected"), [(7.6, set()), (7.4, {("log", "bob")})])
+def test_a_fail_over_has_lost_the_changes_of_the_last_moment(story, at, expected):
+    lost_at(story, at)
+    story.alter(of("fault", how="emptied"), how="failed over")
+    assert {finding for finding in story.findings() if finding[0] == "log"} == expected
+
+
+@pytest.mark.parametrize(("at", "excused"), [(7.6, True), (7.4, False)])
+def test_who_comes_at_a_fail_over_may_be_forgotten(story, at, excused):
+    """The change is lost, so that none says when its user was no more online."""
+    story.come("b", "bob", at - 0.05, instance=B, change=False)
+    story.change("bob", at, online=True)
+    story.add(at + 0.05, "left", session="b")
+    story.broken("redis", "failed over", 8.0, 8.2)
+    assert (("ghost", "bob") in story.findings()) is not excused
+
+
 def test_changes_that_waited_for_kafka_are_lost_with_the_store_s_data(story):
     lost_at(story, 5.5)
     story.broken("kafka", "killed", 5.4, 9.0)

@@ -16,16 +16,13 @@ from contextlib import asynccontextmanager, closing
 from typing import Any, Protocol
 
 import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
+from presence.adapters.redis import tags
 from tests.fleet.checker import DELIVERY
 from tests.fleet.client import Client, Recorder
 from tests.fleet.history import History, Setup
 from tests.support.process import free_port
 from tests.support.server import ServerProcess, environment, run_presence
-from tests.support.store import ValkeyProcess
 from tests.support.waiting import wait_until
 
 LEASE, AMNESTY, DRAIN = 2.0, 2.0, 2.0
@@ -62,6 +59,17 @@ class Service(Protocol):
     async def thaw(self) -> None: ...
 
 
+class Store(Protocol):
+    """The Redis of all instances."""
+
+    url: str
+
+    async def start(self) -> Any: ...
+    def redis(self) -> Any: ...
+    def asyncio_redis(self) -> Any: ...
+    def close(self) -> None: ...
+
+
 class World:
     """One run. Make it, `start` it, break what is to be broken within `broken`, `finish` it, `close` it.
 
@@ -77,7 +85,7 @@ class World:
 
     def __init__(
         self,
-        store: ValkeyProcess,
+        store: Store,
         seed: str,
         name: str = "",
         *,
@@ -123,7 +131,9 @@ class World:
         self._done = asyncio.Event()
         self._open: set[Client] = set()
         self._number = 0
-        self._last, self._version = "0-0", 0  # of the stream, as far as it is read
+        self._bases = [f"{tag}presence:" for tag in tags(self.settings.get("redis_partitions", 1))]
+        self._last = dict.fromkeys(self._bases, "0-0")  # of each stream, as far as it is read
+        self._version = dict.fromkeys(self._bases, 0)
         self._tasks: list[asyncio.Task[None]] = []
 
     # The run
@@ -163,18 +173,20 @@ class World:
     @asynccontextmanager
     async def broken(self, on: str, how: str) -> AsyncIterator[None]:
         """Note that something is broken meanwhile; it must work again at the end."""
-        if how == "emptied":
+        if how in ("emptied", "failed over"):
             self._catch_up()  # as nobody can read it afterwards
         self.recorder.note("fault", on=on, how=how)
         yield
         self.recorder.note("mended", on=on)
 
     async def recover(self, timeout: float = 15.0) -> None:
-        """Wait until every instance says for certain of a user who never was that he is offline."""
+        """Wait until every instance says for certain of users who never were, in every partition, that they are off."""
+        nobodies = [f"nobody-{number}" for number in range(100)]
 
         async def certain() -> bool:
             answers = [
-                await one.get("/api/presence/check/nobody", "nobody", timeout=2) for one in self.instances.values()
+                await one.post("/api/presence/batch", "nobody", json=nobodies, timeout=2)
+                for one in self.instances.values()
             ]
             return all(answer.status == 200 for answer in answers)
 
@@ -189,8 +201,7 @@ class World:
         with contextlib.suppress(AssertionError):  # the checker says what is wrong
             await wait_until(lambda: time.monotonic() - began > least and self._at_rest(), SETTLED, every=0.2)
         self.recorder.note("end")
-        client = self.store.redis()
-        for user in sorted(client.smembers("presence:online")):
+        for user in sorted(self._online()):
             self.recorder.note("store", user=user, online=True)
         for name, server in self.instances.items():
             answer = await server.post("/api/presence/batch", "nobody", json=self.users)
@@ -332,48 +343,56 @@ class World:
 
     async def _follow(self) -> None:
         """Note every change in the store's stream as it comes, and every amnesty; and when we are stalled ourselves."""
-        client = redis.asyncio.Redis.from_url(
-            self.store.url, decode_responses=True, socket_timeout=3, retry=Retry(NoBackoff(), 0)
-        )
-        epoch, looked = "", 0.0
+        client: Any = None
+        epochs: dict[str, str] = {}
+        looked = 0.0
         try:
             while not self._done.is_set():
                 try:
-                    self._changes(await client.xrange("presence:changes", f"({self._last}"))
-                    if time.monotonic() - looked > 0.3:
-                        looked = time.monotonic()
-                        amnesty: Any = await client.hgetall("presence:amnesty")
-                        if amnesty and amnesty["epoch"] != epoch:
-                            epoch = amnesty["epoch"]
+                    client = client or self.store.asyncio_redis()
+                    look = time.monotonic() - looked > 0.3
+                    looked = time.monotonic() if look else looked
+                    for base in self._bases:
+                        self._changes(base, await client.xrange(f"{base}changes", f"({self._last[base]}"))
+                        amnesty: Any = await client.hgetall(f"{base}amnesty") if look else None
+                        if amnesty and amnesty["epoch"] != epochs.get(base):
+                            epochs[base] = epoch = amnesty["epoch"]
                             at = int(epoch) / 1e6 - self.setup.unix
                             seconds = int(amnesty["till"]) / 1000 - int(epoch) / 1e6
                             self.recorder.history.note(at, "amnesty", seconds=round(seconds, 3))
-                except (redis.RedisError, OSError):
-                    pass  # it is away
+                except (redis.RedisError, OSError):  # it is away, and may come back elsewhere
+                    if client is not None:
+                        await client.aclose()
+                        client = None
                 before = self.recorder.now
                 await asyncio.sleep(0.05)
                 if (late := self.recorder.now - before - 0.05) > STALLED:
                     self.recorder.history.note(before, "stalled", seconds=round(late, 3))
         finally:
-            await client.aclose()
+            if client is not None:
+                await client.aclose()
 
     def _catch_up(self) -> None:
-        self._changes(self.store.redis().xrange("presence:changes", f"({self._last}"))
+        for base in self._bases:
+            self._changes(base, self.store.redis().xrange(f"{base}changes", f"({self._last[base]}"))
 
-    def _changes(self, entries: Any) -> None:
+    def _online(self) -> set[str]:
+        return {user for base in self._bases for user in self.store.redis().smembers(f"{base}online")}
+
+    def _changes(self, base: str, entries: Any) -> None:
         for entry, fields in entries:
             ms, us = entry.split("-")
             version = int(ms) * 1000 + int(us)
-            if version > self._version:  # both read
+            if version > self._version[base]:  # both read
                 online = fields["online"] == "1"
                 self.recorder.note("change", user=fields["user"], online=online, version=version, why=fields["reason"])
-                self._last, self._version = entry, version
+                self._last[base], self._version[base] = entry, version
 
     def _at_rest(self) -> bool:
-        online: Any = self.store.redis().smembers("presence:online")
+        online = self._online()
         watchers = [client for client in self._open if client.user.startswith("w")]
         return (
-            {client.user for client in self._open if client.user.startswith("u")} == set(online)
+            {client.user for client in self._open if client.user.startswith("u")} == online
             and len(watchers) == len(self._watchers)
             and all(told is (user in online) for client in watchers for user, told in client.told.items())
         )

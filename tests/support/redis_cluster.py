@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
 import redis
+from redis.cluster import ClusterNode as ClusterAddress
 
 from tests.support.process import Process, free_port
 from tests.support.store import valkey_binary
@@ -96,6 +98,24 @@ class ClusterNode(Process):
         super().close()
 
 
+class InThreads:
+    """A cluster's client for asyncio: that of redis-py forgets to close its connections to a node that is gone."""
+
+    def __init__(self, client: redis.RedisCluster) -> None:
+        self._client = client
+
+    async def xrange(self, name: str, least: str) -> Any:
+        """The entries of a stream from ``least`` on."""
+        return await asyncio.to_thread(self._client.xrange, name, least)
+
+    async def hgetall(self, name: str) -> Any:
+        """A hash."""
+        return await asyncio.to_thread(self._client.hgetall, name)
+
+    async def aclose(self) -> None:
+        """It is not this one's."""
+
+
 class RedisClusterProcess:
     """Three primaries that share the slots, `nodes[0:3]`, and with ``replicas`` one replica of each, `nodes[3:6]`.
 
@@ -107,6 +127,7 @@ class RedisClusterProcess:
         self.primaries, self.replicas = self.nodes[:PRIMARIES], self.nodes[PRIMARIES:]
         self.url = f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
         self.version = ""
+        self._client: redis.RedisCluster | None = None
 
     async def start(self) -> RedisClusterProcess:
         """Start all nodes and make them a cluster that serves all slots."""
@@ -159,6 +180,24 @@ class RedisClusterProcess:
 
         await wait_until(accepted, 10, what="a node to become a replica")
 
+    def redis(self) -> redis.RedisCluster:
+        """A client of the cluster."""
+        if self._client is None:
+            nodes = [ClusterAddress("127.0.0.1", node.port) for node in self.nodes]
+            self._client = redis.RedisCluster(startup_nodes=nodes, decode_responses=True, socket_timeout=5)
+        return self._client
+
+    def asyncio_redis(self) -> InThreads:
+        """The same for asyncio."""
+        return InThreads(self.redis())
+
+    async def fail_over(self) -> None:
+        """Kill the first primary; wait until its replica has taken its place."""
+        replica = self.replicas[0]
+        await self.kill9()
+        await wait_until(lambda: replica.role() == "master", 15, what="a replica to take over")
+        await self.settled()
+
     async def kill9(self, number: int = 0) -> None:
         """Kill one node; with replicas its own takes over within about 1.5 s."""
         await self.nodes[number].kill9()
@@ -184,5 +223,7 @@ class RedisClusterProcess:
 
     def close(self) -> None:
         """Remove all of it."""
+        if self._client is not None:
+            self._client.close()
         for node in self.nodes:
             node.close()

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import redis
+from redis.asyncio import Redis as AsyncioRedis
 
 from tests.support.process import Process, free_port
 from tests.support.redis_process import RedisProcess
@@ -98,11 +99,32 @@ class SentinelProcess:
             return None
         return next((server for server in self.servers if str(server.port) == port), None)
 
+    def redis(self) -> redis.Redis:
+        """A client of the primary as it is now."""
+        return self._known().redis()
+
+    def asyncio_redis(self) -> AsyncioRedis:
+        """A client for asyncio of the primary as it is now, that tries once; to be closed."""
+        return self._known().asyncio_redis()
+
+    def _known(self) -> RedisProcess:
+        primary = self.primary()
+        if primary is None:
+            raise redis.ConnectionError("the sentinels do not agree on a primary")
+        return primary
+
     async def kill9(self) -> None:
         """Kill the primary. The replica takes over within about 2.5 s (`failed_over`)."""
         primary = self.primary()
         assert primary is not None, "the sentinels do not agree"
         await primary.kill9()
+
+    async def fail_over(self) -> None:
+        """Kill the primary; wait until the replica has taken its place."""
+        old = self.primary()
+        assert old is not None, "the sentinels do not agree"
+        await old.kill9()
+        await self.failed_over(old)
 
     async def failed_over(self, old: RedisProcess, timeout: float = 15.0) -> RedisProcess:
         """Wait until another server than ``old`` is the primary, and says so itself; return it."""

@@ -6,6 +6,9 @@ import contextlib
 import shutil
 
 import redis
+from redis.asyncio import Redis as AsyncioRedis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from tests.support.process import Process, free_port
 from tests.support.waiting import wait_until
@@ -55,6 +58,10 @@ class ValkeyProcess(Process):
     def redis(self) -> redis.Redis:
         """A client, good for all starts."""
         return self._client
+
+    def asyncio_redis(self) -> AsyncioRedis:
+        """A client for asyncio that tries once; to be closed."""
+        return AsyncioRedis.from_url(self.url, decode_responses=True, socket_timeout=3, retry=Retry(NoBackoff(), 0))
 
     async def restart(self, *, empty: bool = False) -> ValkeyProcess:
         """Kill it and start it again: with its data, or ``empty``."""
