@@ -168,7 +168,7 @@ FAULTS: dict[str, Fault] = {
         world={"settings": {"redis_partitions": 12}},
     ),
     "kafka killed": Fault(restarted("kafka", 5.0), "kafka"),
-    "kafka frozen": Fault(frozen("kafka", 5.0), "kafka"),
+    "kafka frozen 30 s": Fault(frozen("kafka", 30.0), "kafka"),
     "kafka restarted": Fault(restarted("kafka", 0.0), "kafka"),
     "kafka killed, instance killed": Fault(both(restarted("kafka", 5.0), instance_killed), "kafka"),
     "cassandra killed": Fault(restarted("cassandra", 3.0), "cassandra"),

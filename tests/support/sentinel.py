@@ -121,8 +121,7 @@ class SentinelProcess:
 
     async def fail_over(self) -> None:
         """Kill the primary; wait until the replica has taken its place."""
-        old = self.primary()
-        assert old is not None, "the sentinels do not agree"
+        old = self._known()
         await old.kill9()
         await self.failed_over(old)
 
