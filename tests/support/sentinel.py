@@ -113,20 +113,10 @@ class SentinelProcess:
             raise redis.ConnectionError("the sentinels do not agree on a primary")
         return primary
 
-    async def kill9(self) -> None:
-        """Kill the primary. The replica takes over within about 2.5 s (`failed_over`)."""
-        primary = self.primary()
-        assert primary is not None, "the sentinels do not agree"
-        await primary.kill9()
-
-    async def fail_over(self) -> None:
-        """Kill the primary; wait until the replica has taken its place."""
+    async def fail_over(self, timeout: float = 15.0) -> RedisProcess:
+        """Kill the primary; wait until the other is it, and says so itself, in about 2.5 s; return it."""
         old = self._known()
         await old.kill9()
-        await self.failed_over(old)
-
-    async def failed_over(self, old: RedisProcess, timeout: float = 15.0) -> RedisProcess:
-        """Wait until another server than ``old`` is the primary, and says so itself; return it."""
 
         def another() -> RedisProcess | None:
             primary = self.primary()
