@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Self
 
+from tests.support.fork_server import Forked
 from tests.support.waiting import wait_until
 
 _reserved: list[socket.socket] = []
@@ -46,11 +47,11 @@ class Process:
         self.root = Path(tempfile.mkdtemp(prefix="ps-", dir="/tmp"))
         self.log_file = self.root / "log"
         self.log_file.touch()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def spawn(self, command: list[str], env: dict[str, str] | None = None) -> Self:
         """Start the program, with its folder as its own, by which it and its children are known."""
-        assert self.process is None or self.process.poll() is not None, "still running"
+        assert not self.running, "still running"
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

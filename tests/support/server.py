@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sys
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import jwt
 import redis
 
 from tests.support import versions
+from tests.support.fork_server import fork_presence
 from tests.support.process import Process, free_port
 from tests.support.rest import Response, request
 from tests.support.waiting import wait_until
@@ -66,7 +66,8 @@ class ServerProcess(Process):
 
     def start(self) -> ServerProcess:
         """Start it; also again, after it ended, with the same settings and data."""
-        self.spawn([sys.executable, "-m", "presence", "serve"], environment(self.settings))
+        assert not self.running, "still running"
+        self.process = fork_presence(["serve"], environment(self.settings), self.root, self.log_file, self.log_file)
         return self
 
     async def ready(self, timeout: float = 20.0) -> ServerProcess:
@@ -220,15 +221,16 @@ async def running(**settings: object) -> AsyncIterator[ServerProcess]:
 
 async def run_presence(*arguments: str, timeout: float = 50.0, **settings: object) -> tuple[int, str, str]:
     """Run `python -m presence ARGUMENTS` to its end; return its exit code, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "presence", *arguments,
-        env=environment(settings), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/",
-    )  # fmt: skip
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout)
-    finally:
-        if process.returncode is None:
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = fork_presence(list(arguments), environment(settings), Path("/"), out, err)
+        try:
+            await wait_until(lambda: process.poll() is not None, timeout, what=f"the end of presence {arguments}")
+        finally:
             process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+        assert process.returncode is not None
+        return process.returncode, _text(out), _text(err)
+
+
+def _text(file: Path) -> str:
+    return file.read_text()
