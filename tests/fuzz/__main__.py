@@ -8,7 +8,7 @@ import secrets
 import sys
 
 from tests.fuzz.campaign import Campaign
-from tests.fuzz.generate import LEVELS
+from tests.fuzz.generate import JWKS, LEVELS
 
 
 def _say(line: str) -> None:
@@ -22,7 +22,7 @@ async def _main() -> int:
     parser.add_argument("--messages", type=int, default=0, help="so many, however long it takes")
     parser.add_argument("--rate", type=float, default=float("inf"), help="messages a second, at most")
     parser.add_argument("--seed", default="")
-    parser.add_argument("--level", choices=("all", *LEVELS), default="all")
+    parser.add_argument("--level", choices=("all", *LEVELS, JWKS), default="all")
     parser.add_argument("--only", type=int, help="the case of this number alone")
     options = parser.parse_args()
     seed = options.seed or secrets.token_hex(4)

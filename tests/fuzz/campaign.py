@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
 from tests.fuzz import peer as peers
-from tests.fuzz.generate import Bytes, Request, Socket, TokenCase, World, generate
+from tests.fuzz.generate import JWKS, Bytes, Request, Socket, TokenCase, World, generate, good_token
 from tests.fuzz.peer import Finding, Peer
 from tests.support.server import ROOT, SECRET, ServerProcess, environment
 from tests.support.waiting import wait_until
 
-SLOTS = {"http": 24, "websocket": 8, "stomp": 8, "rest": 4, "token": 4}  # connections at a time
-SHARE = {"http": 0.03, "websocket": 0.35, "stomp": 0.54, "rest": 0.04, "token": 0.04}  # of the messages
+SLOTS = {"http": 24, "websocket": 8, "stomp": 8, "rest": 4, "token": 4, JWKS: 4}  # connections at a time
+SHARE = {"http": 0.03, "websocket": 0.35, "stomp": 0.54, "rest": 0.04, "token": 0.02, JWKS: 0.02}  # of the messages
 GROWTH = 10 * 2**20  # bytes
 MANY = 20  # findings after which a campaign gives up
 
@@ -47,7 +50,11 @@ class Campaign:
         self._rate = rate  # messages a second, at most
         self._due = 0.0  # when the next may be sent
         self._next: Counter[str] = Counter()
-        self._world = World(SECRET.encode(), time.time())
+        self._world = World(SECRET.encode(), time.time(), _private_keys() if JWKS in levels else {})
+        if self._world.keys:
+            file = self.server.root / "jwks.json"
+            file.write_text(json.dumps({"keys": [_public(*pair) for pair in self._world.keys.items()]}))
+            self.server.settings |= {"jwks": file, "jwt_secret": None}
 
     async def run(self, *, messages: int = 0, seconds: float = 0.0) -> None:
         """Warm up with a tenth as much, take the measures, and go on for so many messages or seconds."""
@@ -182,7 +189,7 @@ class Campaign:
         return len(list(Path(f"/proc/{self.server.pid}/fd").iterdir()))
 
     async def _neighbour(self) -> asyncio.subprocess.Process:
-        tokens = [self.server.token(f"fuzz-{name}") for name in ("neighbour", "watcher", "flipper")]
+        tokens = [good_token(self._world, f"fuzz-{name}") for name in ("neighbour", "watcher", "flipper")]
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.fuzz.neighbour", self.server.ws, *tokens, cwd=ROOT,
             env=environment({}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -220,3 +227,16 @@ class Campaign:
                 f"neighbour, change: p50 {flips[0]['p50']:.1f} → {flips[1]['p50']:.1f} ms, p99 {flips[0]['p99']:.1f} → {flips[1]['p99']:.1f} ms, max {flips[1]['max']:.0f} ms of {flips[1]['answers']}"  # noqa: E501
             )
         return [*out, f"{sum(self.messages.values())} messages, {len(self.findings)} findings"]
+
+
+def _private_keys() -> dict[str, Any]:
+    return {
+        "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+        "ES256": ec.generate_private_key(ec.SECP256R1()),
+        "RS256": rsa.generate_private_key(65_537, 2_048),
+    }
+
+
+def _public(algorithm: str, key: Any) -> dict[str, Any]:
+    jwk: Any = jwt.get_algorithm_by_name(algorithm)
+    return {**jwk.to_jwk(key.public_key(), as_dict=True), "kid": algorithm, "key_ops": ["verify"]}

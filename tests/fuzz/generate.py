@@ -22,6 +22,7 @@ from typing import Any
 import jwt
 
 LEVELS = ("http", "websocket", "stomp", "rest", "token")
+JWKS = "jwks"  # tokens again, of a server that knows public keys in place of a secret
 QUEUES = ("/user/queue/online-status", "/queue/online-status")
 ACTIONS = ("heartbeat", "online-status", "presence.subscribe", "presence.unsubscribe")
 USERS = 400  # of a level, who take turns
@@ -41,7 +42,7 @@ class World:
 
     secret: bytes
     now: float
-    keys: Mapping[str, Any] = field(default_factory=dict)  # algorithm → private key, whose kid is its name
+    keys: Mapping[str, Any] = field(default_factory=dict)  # algorithm → private key, whose kid is its name; else secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,8 @@ def _good(secret: bytes, now: float, user: str) -> str:
 
 def good_token(world: World, user: str) -> str:
     """A token that holds for a day."""
+    for algorithm, key in world.keys.items():
+        return jwt.encode({"sub": user, "exp": world.now + 86_400}, key, algorithm, headers={"kid": algorithm})
     return _good(world.secret, world.now, user)
 
 
@@ -274,7 +277,8 @@ def _asymmetric(rng: random.Random, world: World, user: str) -> tuple[str, bool 
         if not isinstance(claims, dict):
             claims, good, kind = payload, True, "good"
         header = {"kid": algorithm} if rng.random() < 0.8 else {}
-        return jwt.encode(claims, world.keys[algorithm], algorithm, headers=header), good, f"{algorithm} {kind}"
+        data = json.dumps(claims).encode()  # PyJWT's own `encode` takes no odd claims
+        return jwt.PyJWS().encode(data, world.keys[algorithm], algorithm, headers=header), good, f"{algorithm} {kind}"
     if roll < 0.6:
         other = rng.choice([name for name in world.keys if name != algorithm] + ["none-such", "", "../x", "x" * 999])
         text = jwt.encode(payload, world.keys[algorithm], algorithm, headers={"kid": other})
@@ -1167,6 +1171,7 @@ _GENERATORS: Mapping[str, Callable[[random.Random, World, str], Case]] = {
     "stomp": stomp,
     "rest": rest,
     "token": token,
+    JWKS: token,
 }
 
 

@@ -10,13 +10,13 @@ import os
 import pytest
 
 from tests.fuzz.campaign import SHARE, Campaign
-from tests.fuzz.generate import LEVELS, World, generate
+from tests.fuzz.generate import JWKS, LEVELS, World, generate
 
 MESSAGES = 100_000
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", (*LEVELS, JWKS))
 async def test_hostile_messages_harm_neither_the_server_nor_a_neighbour(level):
     """DESIGN §7: "A clear error, and nothing lost"; "What one client does never delays [...] another"."""
     seed = os.environ.get("PRESENCE_TEST_SEED", "1")
