@@ -624,6 +624,17 @@ async def test_connections_without_a_lease_count_towards_the_limit(deployment):
         await store.connect(session("alice"), limit=2, without_lease=1)
 
 
+async def test_a_connection_that_lapsed_a_moment_ago_counts_once(deployment):
+    """It is in the store until the sweep comes, and already among the caller's own without a lease."""
+    store = await deployment.instance()
+    lapsed = session("alice")
+    await store.connect(lapsed, limit=2, without_lease=0)
+    deployment.redis.zadd(f"{deployment.base('alice')}user:alice:sessions", {lapsed.id: deployment.now_ms() - 1})
+    await store.connect(session("alice"), limit=2, without_lease=1)
+    with pytest.raises(TooManyConnections):
+        await store.connect(session("alice"), limit=2, without_lease=1)
+
+
 @pytest.mark.parametrize("reason", [Reason.DISCONNECTED, Reason.DRAINED])
 async def test_sessions_left_in_grace_or_drain_do_not_count_towards_the_limit(deployment, reason):
     """WIRE §6: "sessions left in grace or drain do not count"."""
