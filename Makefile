@@ -2,7 +2,7 @@
 # with Maven, as for a real Kafka and Cassandra, for pages Chromium. All else is set up here.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench fuzz soak services services-stop image lock clean
+.PHONY: help run test check contracts test-mutants bench fuzz soak services services-stop image lock clean
 
 # The first Python that is new enough; `make PYTHON=...` takes another.
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -14,7 +14,7 @@ NPM := $(if $(NODE),$(shell command -v npm 2>/dev/null))
 JDK := $(shell javac -version 2>&1 | sed -n 's/^javac \([0-9]*\).*/\1/p')
 MVN := $(if $(filter-out 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16,$(JDK)),$(shell command -v mvn 2>/dev/null))
 SERVICES := $(if $(MVN),$(foreach server,kafka cassandra,tests/support/java/$(server)/target/installed))
-CLIENTS := $(if $(NPM),tests/clients/node_modules/installed) $(if $(MVN),tests/clients/java/target/installed)
+CLIENTS := $(if $(NPM),tests/clients/node_modules/installed tests/contracts/node_modules/installed) $(if $(MVN),tests/clients/java/target/installed)
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ check: .venv/dev  ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+contracts: .venv/dev  ## Verify a fresh server by the contract, all of it (ARGS="--only WATCH-12 --html report.html")
+	$(BIN)/python -m tests.contracts.verified $(ARGS)
+
+test-mutants: .venv/dev  ## Run the whole suite of the contract on each broken server (an hour; in `make test` the cases meant for it)
+	$(BIN)/python -m tests.contracts.mutants --all
 
 bench: .venv/dev $(SERVICES)  ## Measure the small parts, then the table of docs/performance.md (ROWS="connects churn": some of it)
 	$(BIN)/python -m pytest benchmarks
@@ -62,13 +68,14 @@ image: .venv/dev $(SERVICES)  ## Make the image for the container-backed tests, 
 lock: .venv/dev  ## Pin the dependencies anew, with hashes (UPGRADE=1: the newest that the ranges allow)
 	$(COMPILE) -o requirements/run.txt pyproject.toml requirements/run.in
 	$(COMPILE) -o requirements/dev.txt pyproject.toml requirements/dev.in
-	cd tests/clients && npm $(if $(UPGRADE),update,install) --package-lock-only --omit-lockfile-registry-resolved
+	for folder in clients contracts; do (cd tests/$$folder && \
+		npm $(if $(UPGRADE),update,install) --package-lock-only --omit-lockfile-registry-resolved) || exit; done
 COMPILE = CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --no-config $(if $(UPGRADE),--upgrade) \
 	--generate-hashes --allow-unsafe --strip-extras --no-emit-options --resolver=backtracking
 
 clean:  ## Remove all that was made here
 	-[ ! -d .services ] || $(BIN)/python -m tests.support.services stop
-	rm -rf .venv .services tests/clients/node_modules tests/clients/java/target tests/support/java/*/target build dist \
+	rm -rf .venv .services tests/*/node_modules tests/clients/java/target tests/support/java/*/target build dist \
 		*.egg-info .benchmarks .hypothesis .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -88,8 +95,8 @@ clean:  ## Remove all that was made here
 	@test -n "$(PYTHON)" || { echo "No Python ≥ 3.11 with venv and pip was found: install one, or say make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv
 
-tests/clients/node_modules/installed: tests/clients/package-lock.json
-	cd tests/clients && npm ci --no-audit --no-fund --silent
+tests/%/node_modules/installed: tests/%/package-lock.json
+	cd tests/$* && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 # Without a network and with nothing in Maven's cache its tests are skipped, and the summary says so.

@@ -1,0 +1,241 @@
+"""The cases, read from `cases/*.toml` and checked (`cases/README.md` says what they mean)."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from contracts.match import NAMED
+from contracts.model import Case, Class, Clause, Level
+from contracts.target import SECRETLESS
+
+FOLDER = Path(__file__).parent / "cases"
+SCHEMA = FOLDER / "case.schema.json"
+
+MOST_IDS = 6000
+"""`"$ids N"`: more than any limit asks for."""
+_OPENING = ("connect", "open", "connect-refused")
+_CONNECTED = frozenset(
+    [
+        "disconnect",
+        "close",
+        "cut",
+        "freeze",
+        "thaw",
+        "closed",
+        "still-open",
+        "send",
+        "raw",
+        "watch",
+        "unwatch",
+        "beat",
+        "keep-beating",
+        "stop-beating",
+        "expect",
+        "expect-nothing",
+        "expect-none-ever",
+        "drain",
+        "expect-heart-beat",
+    ]
+)
+"""The verbs of an actor with a connection."""
+_CANARIES = 4
+"""Canaries of each actor that the fixture of a directory knows."""
+
+
+class CaseError(Exception):
+    """A case is not as `cases/README.md` says: one line with the file, the case's id and the field."""
+
+
+def load_cases(clauses: Mapping[str, Clause], folder: Path = FOLDER) -> list[Case]:
+    """All cases, in the order of the files and of their text.
+
+    Raises:
+        CaseError: one is malformed, two have one id, or a clause does not exist.
+    """
+    checker = _Checker()
+    cases: dict[str, Case] = {}
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CaseError(f"{path.name}: {error}") from error
+        if wrong := checker.fault(raw):
+            raise CaseError(f"{path.name}: {wrong}")
+        for one in raw["case"]:
+            try:
+                case = _case(one, path.stem, clauses)
+            except ValueError as fault:
+                raise CaseError(f"{path.name}: {one['id']}: {fault}") from fault
+            if case.id in cases:
+                raise CaseError(f"{path.name}: {case.id}: the id is taken by a case of {cases[case.id].file}.toml")
+            cases[case.id] = case
+    return list(cases.values())
+
+
+def fixture(cases: Sequence[Case]) -> dict[str, dict[str, list[str]]]:
+    """The directory of all cases, to be loaded into a server: "friends" and "conversations", lists of ids by id."""
+    friends: dict[str, list[str]] = {}
+    conversations: dict[str, list[str]] = {}
+    for case in cases:
+        for name, others in case.friends.items():
+            friends[user_id(case, name)] = [user_id(case, other) for other in others]
+        for name, members in case.conversations.items():
+            conversations[user_id(case, name)] = [user_id(case, member) for member in members]
+        if has_directory(case):
+            # Who lists X as a friend is seen by X, whatever the policy; X's own friends are not changed by it.
+            for canary, actor in canaries(case).items():
+                friends[user_id(case, canary)] = [user_id(case, actor)]
+    return {"friends": friends, "conversations": conversations}
+
+
+def has_directory(case: Case) -> bool:
+    """Whether the case's users are in the directory."""
+    return bool(case.friends or case.conversations)
+
+
+def canaries(case: Case) -> dict[str, str]:
+    """The canaries that a directory knows, by name, each with the user who may see it."""
+    users = {
+        step[verb]: step.get("user", step[verb])
+        for step in case.steps
+        if (verb := next(iter(step))) in {"connect", "open"} and "$" not in step.get("user", step[verb])
+    }
+    return {f"canary-{actor}-{n}": user for actor, user in users.items() for n in range(1, _CANARIES + 1)}
+
+
+def user_id(case: Case, name: str, run: str = "") -> str:
+    """The id of a case's user or conversation.
+
+    Args:
+        run: what makes it this run's own; a directory is loaded once for all runs, so its users' ids stay.
+    """
+    return f"{case.id}.{name}" if has_directory(case) else f"{case.id}.{name}.{run}"
+
+
+def _case(raw: Mapping[str, Any], file: str, clauses: Mapping[str, Clause]) -> Case:
+    for clause in raw["clauses"]:
+        if clause not in clauses:
+            raise ValueError(f"clauses: there is no {clause}")
+    levels = {clauses[clause].level for clause in raw["clauses"]}
+    case = Case(
+        id=raw["id"],
+        title=raw["title"],
+        clauses=tuple(raw["clauses"]),
+        conformance=Class(raw["class"]),
+        level=next(level for level in Level if level in levels),
+        steps=tuple(raw["steps"]),
+        file=file,
+        needs=frozenset(raw.get("needs", ())),
+        features=frozenset(raw.get("features", ())),
+        policy=raw.get("policy", "anyone"),
+        friends=raw.get("friends", {}),
+        conversations=raw.get("conversations", {}),
+        alone=raw.get("alone", False),
+    )
+    for number, step in enumerate(case.steps, 1):
+        for fault in (*_faults(step, case), *_forward_references(step, case.steps[: number - 1])):
+            raise ValueError(f"steps[{number}]: {fault}")
+    if has_directory(case) and "directory" not in case.needs:
+        raise ValueError("needs: 'directory' is missing, as the case has friends or conversations")
+    return case
+
+
+def _faults(step: Mapping[str, Any], case: Case) -> Iterator[str]:
+    """What a schema cannot say."""
+    verb = next(iter(step))
+    kind = step.get("token", "valid")
+    if kind not in SECRETLESS and "secret" not in case.needs:
+        yield f"token: {kind!r} needs 'secret' among the case's needs"
+    if step.get("instance", 1) > 1 and "instances" not in case.needs:
+        yield "instance: needs 'instances' among the case's needs"
+    if verb == "hook" and f"hook:{step[verb]}" not in case.needs:
+        yield f"hook: needs 'hook:{step[verb]}' among the case's needs"
+    for text in _texts(step):
+        if re.fullmatch(r"\$[a-z-]+", text) and text not in NAMED and text != "$exactly":
+            yield f"{verb}: {text!r} is no matcher"
+        if text.startswith(("~ ", "!~ ")):
+            try:
+                re.compile(re.sub(r"\$\{[^}]*\}", "x", text.partition(" ")[2]))
+            except re.error as error:
+                yield f"{verb}: {text!r} is no regular expression: {error}"
+        if (ids := re.fullmatch(r"\$ids (\d+)(?: from \d+)?", text)) and int(ids[1]) > MOST_IDS:
+            yield f"{verb}: {text!r} asks for more than {MOST_IDS}"
+
+
+def _forward_references(step: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What a step speaks of though no step before it has made it."""
+    verb = next(iter(step))
+    marks = {one["mark"] for one in before if "mark" in one}
+    if "since" in step and step["since"] not in marks:
+        yield f"since: there is no mark {step['since']!r} before it"
+    connected = {one[opening] for one in before for opening in _OPENING if next(iter(one)) == opening}
+    if (
+        verb in _CONNECTED
+        and step[verb] not in connected
+        and not any("${i}" in one for one in (step[verb], *connected))
+    ):
+        yield f"{verb}: {step[verb]} has no connection before it"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text within a step."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield name
+            yield from _texts(one)
+    elif isinstance(value, Sequence):
+        for one in value:
+            yield from _texts(one)
+
+
+class _Checker:
+    """The schema. A step is held against the rules of its verb alone: that is faster, and says what is wrong."""
+
+    def __init__(self) -> None:
+        schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+        definitions = schema["$defs"]
+        self._verbs = {
+            name.removeprefix("step:"): Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": definitions})
+            for name in definitions
+            if name.startswith("step:")
+        }
+        definitions["case"]["properties"]["steps"]["items"] = {"type": "object", "minProperties": 1}
+        self._file = Draft202012Validator(schema)
+
+    def fault(self, raw: Mapping[str, Any]) -> str | None:
+        """What is wrong with a file: the case's id, the field, and why, in one line."""
+        error = next(self._file.iter_errors(raw), None)
+        if error is not None:
+            path = list(error.absolute_path)
+            case = raw["case"][path[1]] if len(path) > 1 else {}
+            name = case.get("id", f"case {path[1] + 1}") if isinstance(case, dict) and case else ""
+            return _one_line(name, _place(path[2:]), error)
+        for case in raw["case"]:
+            for number, step in enumerate(case["steps"], 1):
+                verb = next(iter(step))
+                if verb not in self._verbs:
+                    return f"{case['id']}: steps[{number}]: the first key, {verb!r}, is no verb"
+                error = next(self._verbs[verb].iter_errors(step), None)
+                if error is not None:
+                    return _one_line(case["id"], f"steps[{number}]{_place(error.absolute_path, inner=True)}", error)
+        return None
+
+
+def _place(path: Iterable[str | int], *, inner: bool = False) -> str:
+    """Where a fault is: "steps[2].within"; arrays count from 1."""
+    text = "".join(f"[{one + 1}]" if isinstance(one, int) else f".{one}" for one in path)
+    return text if inner else text.lstrip(".")
+
+
+def _one_line(name: object, place: str, error: ValidationError) -> str:
+    return ": ".join(filter(None, [str(name), place, " ".join(error.message.split())]))

@@ -1,0 +1,35 @@
+"""What ends a case early: the server's fault, or ours.
+
+- `Failed`: the server did not do what a clause says.
+- `Unreachable`: nobody listens there; that says nothing of the server's conduct.
+- `Misused`: the case asks for what cannot be done.
+- `TargetUnusable`: no case can be run at all.
+"""
+
+from __future__ import annotations
+
+
+class Failed(Exception):
+    """The server did otherwise than expected.
+
+    Args:
+        expected: what should have come, as a phrase: "MESSAGE about bob, within 3 s".
+        actual: what came instead.
+    """
+
+    def __init__(self, expected: str, actual: str) -> None:
+        super().__init__(f"expected {expected}; {actual}")
+        self.expected = expected
+        self.actual = actual
+
+
+class Unreachable(Exception):
+    """No TCP connection can be made."""
+
+
+class Misused(Exception):
+    """A fault of the case itself."""
+
+
+class TargetUnusable(Exception):
+    """The target is down, no presence server, or refuses our tokens: one line."""

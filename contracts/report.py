@@ -1,0 +1,275 @@
+"""What a run says: the verdict, the state of each clause, and both as text and as JSON."""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from contracts.model import Clause, Entry, Level, Outcome, Result, Run
+
+SHOWN = 40
+"""Entries of a transcript that the text shows: the last ones, where the failure is."""
+
+_COLOURS = {
+    "PASS": "green",
+    "FAIL": "red",
+    "WARN": "yellow",
+    "NOTE": "yellow",
+    "ERROR": "magenta",
+    "NO VERDICT": "magenta",
+}
+# All that XML 1.0 does not allow, and what would move a terminal's cursor.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+class State(enum.Enum):
+    """What a run says of one clause."""
+
+    BROKEN = "broken"
+    """A case of it failed."""
+    HOLDS = "holds"
+    """A case of it passed, and none failed or ended in an error."""
+    UNSUPPORTED = "unsupported"
+    """Its cases are about features that the target declares as unsupported."""
+    UNVERIFIED = "not verified"
+    """No case of it came to an end, or there is none."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the whole run comes to."""
+
+    word: str
+    """`PASS`, `FAIL` or `NO VERDICT`."""
+    sentence: str
+    code: int
+    """The exit code: 0, 1 or 2."""
+
+
+def verdict(run: Run, *, strict: bool = False) -> Verdict:
+    """Judge a run. With ``strict`` a SHOULD counts like a MUST."""
+    of = counts(run)
+    binding = {Level.MUST, Level.SHOULD} if strict else {Level.MUST}
+    broken = [one for one in failures(run) if one.case.level in binding]
+    warnings = of[Outcome.FAILED] - len(broken)
+    levels = "MUST and SHOULD" if strict else "MUST"
+    if broken:
+        fails = "1 case fails" if len(broken) == 1 else f"{len(broken)} cases fail"
+        return Verdict("FAIL", f"Not every {levels} holds: {fails}.", 1)
+    if of[Outcome.ERROR]:
+        ends = "1 case" if of[Outcome.ERROR] == 1 else f"{of[Outcome.ERROR]} cases"
+        return Verdict("NO VERDICT", f"No case breaks a {levels}, but {ends} could not be played to the end.", 2)
+    if not of[Outcome.PASSED]:
+        return Verdict("NO VERDICT", "Nothing was verified: no case passed.", 2)
+    but = "" if not warnings else ", with 1 warning" if warnings == 1 else f", with {warnings} warnings"
+    return Verdict("PASS", f"Every {levels} that was verified holds{but}.", 0)
+
+
+def counts(run: Run) -> Mapping[Outcome, int]:
+    """How many cases had each outcome; all outcomes are there."""
+    return dict.fromkeys(Outcome, 0) | Counter(one.outcome for one in run.results)
+
+
+def failures(run: Run) -> list[Result]:
+    """The cases that failed, the strictest first."""
+    order = list(Level)
+    return sorted(
+        (one for one in run.results if one.outcome is Outcome.FAILED), key=lambda one: order.index(one.case.level)
+    )
+
+
+def states(run: Run) -> dict[str, State]:
+    """The state of each clause, by its id."""
+    outcomes: dict[str, set[Outcome]] = {clause: set() for clause in run.clauses}
+    for one in run.results:
+        for clause in one.case.clauses:
+            outcomes.setdefault(clause, set()).add(one.outcome)
+    return {clause: _state(found) for clause, found in outcomes.items()}
+
+
+def _state(outcomes: set[Outcome]) -> State:
+    if Outcome.FAILED in outcomes:
+        return State.BROKEN
+    if Outcome.ERROR in outcomes:
+        return State.UNVERIFIED
+    if Outcome.PASSED in outcomes:
+        return State.HOLDS
+    return State.UNSUPPORTED if Outcome.UNSUPPORTED in outcomes else State.UNVERIFIED
+
+
+def label(result: Result) -> str:
+    """The word before a case that failed or ended in an error: only a MUST's failure is called one."""
+    if result.outcome is Outcome.ERROR:
+        return "ERROR"
+    return {Level.MUST: "FAIL", Level.SHOULD: "WARN", Level.MAY: "NOTE"}[result.case.level]
+
+
+def printable(text: str) -> str:
+    """A text of the server's, without what a terminal would obey or XML forbid; lines stay lines."""
+    return _CONTROL.sub(lambda found: _picture(ord(found[0])), text)
+
+
+def _picture(code: int) -> str:
+    if code < 0x20:
+        return chr(0x2400 + code)  # ␛ and its like
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def inline(value: Any) -> str:
+    """A value of the target's summary as text: "yes", "2 s", "a, b"."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g} s"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(str(one) for one in value) or "–"
+    return str(value)
+
+
+def reasons(run: Run) -> list[tuple[Outcome, str, int]]:
+    """Why cases say nothing: outcome, reason and how many, the most first."""
+    found = Counter(
+        (one.outcome, one.reason or "") for one in run.results if one.outcome in {Outcome.UNSUPPORTED, Outcome.NOT_RUN}
+    )
+    return [(outcome, reason, count) for (outcome, reason), count in found.most_common()]
+
+
+def totals(run: Run) -> str:
+    """One line: the cases by outcome, the clauses that hold, the time."""
+    of = counts(run)
+    cases = ", ".join(f"{count} {outcome.value}" for outcome, count in of.items() if count) or "none"
+    hold = list(states(run).values()).count(State.HOLDS)
+    return f"{len(run.results)} cases: {cases}. {hold} of {len(run.clauses)} clauses hold. {run.seconds:.1f} s."
+
+
+def text(run: Run, *, strict: bool = False) -> str:
+    """The report for a terminal: the verdict, then what a reader has to act on. Styled as `click.echo` takes it."""
+    judged = verdict(run, strict=strict)
+    target = f"{run.target}: class {run.summary.get('class', '?')}, {inline(run.summary.get('instances', ()))}"
+    lines = [f"{_word(judged.word)}  {judged.sentence}", f"  {totals(run)}", f"  {printable(target)}"]
+    for one in [*failures(run), *(one for one in run.results if one.outcome is Outcome.ERROR)]:
+        lines += ["", *_told(one, run.clauses)]
+    if why := reasons(run):
+        lines += ["", *(f"{outcome.value:>11}  {count:>4}  {reason}" for outcome, reason, count in why)]
+    return "\n".join(lines)
+
+
+def failure(result: Result, clauses: Mapping[str, Clause], *, shown: int | None = None) -> str:
+    """One failure or error: its clauses with their sentences, what was expected and what came, the transcript.
+
+    Args:
+        shown: how many entries of the transcript, counted from its end; None: all.
+    """
+    return "\n".join([*_facts(result, clauses), *_tail(result, shown)])
+
+
+def _told(result: Result, clauses: Mapping[str, Clause]) -> Iterator[str]:
+    case, at = result.case, "" if result.step is None else f", step {result.step}"
+    yield f"{_word(label(result))}  {click.style(case.id, bold=True)}  {case.title}  ({case.file}.toml{at})"
+    for line in failure(result, clauses, shown=SHOWN).splitlines():
+        yield f"  {line}" if line else ""
+
+
+def _facts(result: Result, clauses: Mapping[str, Clause]) -> Iterator[str]:
+    for name in result.case.clauses:
+        clause = clauses.get(name)
+        yield from _hanging(f"{name} {clause.level.value}" if clause else name, clause.sentence if clause else "")
+    step = result.step
+    if step is not None and 0 < step <= len(result.case.steps):
+        yield from _hanging(f"step {step}", written(result.case.steps[step - 1]))
+    for name, value in (("expected", result.expected), ("actual", result.actual), ("reason", result.reason)):
+        if value:
+            yield from _hanging(name, value)
+
+
+def _tail(result: Result, shown: int | None) -> Iterator[str]:
+    everything = list(result.transcript)
+    entries = everything if shown is None else everything[max(0, len(everything) - shown) :]
+    if not entries:
+        return
+    left = len(result.transcript) - len(entries)
+    yield "transcript" + (f" (its last {len(entries)} entries; --html or --json has the {left} before)" if left else "")
+    yield from transcript(entries)
+
+
+def transcript(entries: Sequence[Entry]) -> Iterator[str]:
+    """Lines of a transcript: seconds, actor, direction, text; the text's further lines below its first."""
+    width = max((len(one.actor) for one in entries), default=0)
+    for one in entries:
+        head = f"  {one.at:8.3f} s  {one.actor:<{width}}  {one.direction} "
+        first, *more = printable(one.text).rstrip("\n").split("\n")
+        yield (head + first).rstrip()
+        yield from ((" " * len(head) + line).rstrip() for line in more)
+
+
+def written(step: Mapping[str, Any]) -> str:
+    """A step in one line, much as it stands in its file."""
+    return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False, default=str)}" for name, value in step.items())
+
+
+def _hanging(name: str, value: str) -> Iterator[str]:
+    first, *more = printable(value).split("\n")
+    yield f"{name:<14} {first}"
+    yield from (" " * 15 + line for line in more)
+
+
+def _word(word: str) -> str:
+    return click.style(word, fg=_COLOURS[word], bold=True)
+
+
+def to_json(run: Run, *, strict: bool = False) -> str:
+    """The whole run, in the shape that README.md describes."""
+    judged, state = verdict(run, strict=strict), states(run)
+    document = {
+        "format": 1,
+        "verdict": {"word": judged.word, "sentence": judged.sentence, "exit": judged.code, "strict": strict},
+        "target": run.target,
+        "summary": dict(run.summary),
+        "version": run.version,
+        "started": run.started,
+        "seconds": run.seconds,
+        "counts": {outcome.value: count for outcome, count in counts(run).items()},
+        "clauses": {
+            name: {
+                "area": clause.area,
+                "level": clause.level.value,
+                "class": clause.conformance.value,
+                "sentence": clause.sentence,
+                "source": clause.source,
+                "unseen": clause.unseen,
+                "state": state[name].value,
+            }
+            for name, clause in run.clauses.items()
+        },
+        "results": [_result(one) for one in run.results],
+    }
+    return json.dumps(document, indent=1, default=str) + "\n"
+
+
+def _result(result: Result) -> dict[str, Any]:
+    case = result.case
+    return {
+        "case": case.id,
+        "title": case.title,
+        "file": case.file,
+        "clauses": list(case.clauses),
+        "class": case.conformance.value,
+        "level": case.level.value,
+        "outcome": result.outcome.value,
+        "seconds": result.seconds,
+        "step": result.step,
+        "expected": result.expected,
+        "actual": result.actual,
+        "reason": result.reason,
+        "transcript": [
+            {"at": one.at, "actor": one.actor, "direction": one.direction, "text": one.text}
+            for one in result.transcript
+        ],
+    }

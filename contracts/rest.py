@@ -1,0 +1,95 @@
+"""One REST request, and the answer as it came: status, headers in their order, bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from contracts.faults import Failed, Unreachable
+from contracts.match import ABSENT
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered."""
+
+    status: int
+    reason: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON; `ABSENT` when it is none."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return ABSENT
+
+    def header(self, name: str) -> Any:
+        """The header's value; several are joined by a comma; `ABSENT`: there is none."""
+        values = [value for key, value in self.headers if key.lower() == name.lower()]
+        return ", ".join(values) if values else ABSENT
+
+    def __str__(self) -> str:
+        head = "".join(f"{name}: {value}\n" for name, value in self.headers)
+        return f"{self.status} {self.reason}\n{head}\n{self.text}"
+
+
+async def request(
+    base: str, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes | None, *, limit: float
+) -> Answer:
+    """Ask.
+
+    Args:
+        base: "http://host:port".
+        limit: s until the answer must be there.
+
+    Raises:
+        Failed: it was not answered, or not in HTTP.
+        Unreachable: nobody listens.
+    """
+    expected = f"an answer to {method} {path} within {limit:g} s"
+    try:
+        # The limit of the socket counts each read; the one around it counts them all.
+        async with asyncio.timeout(limit):
+            return await asyncio.to_thread(_request, base, method, path, headers, body, limit)
+    except TimeoutError as error:
+        raise Failed(expected, "none came") from error
+    except (ConnectionRefusedError, socket.gaierror) as error:
+        raise Unreachable(f"{base}: {error.strerror}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise Failed(expected, f"the connection broke: {type(error).__name__}: {error}") from error
+
+
+def _request(
+    base: str, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes | None, limit: float
+) -> Answer:
+    url = urlsplit(base)
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    connection = kind(url.netloc, timeout=limit)
+    try:
+        names = {name.lower() for name, _ in headers}
+        connection.putrequest(method, url.path + path, skip_host="host" in names, skip_accept_encoding=True)
+        for name, value in headers:
+            connection.putheader(name, value.encode())
+        if body is not None and not names & {"content-length", "transfer-encoding"}:
+            connection.putheader("Content-Length", str(len(body)))
+        # A body that is too large may be refused before it is sent: the answer is there all the same.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.endheaders(body)
+        response = connection.getresponse()
+        return Answer(response.status, response.reason, response.getheaders(), response.read())
+    finally:
+        connection.close()

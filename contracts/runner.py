@@ -1,0 +1,279 @@
+"""Runs cases against a target: many at once, the ones that disturb others after them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import metadata
+
+from contracts.client import Refused
+from contracts.faults import Failed, Misused, TargetUnusable, Unreachable
+from contracts.model import Case, Class, Clause, Level, Outcome, Result, Run
+from contracts.steps import take
+from contracts.story import Story, seconds
+from contracts.target import Target
+
+__all__ = ["TargetUnusable", "look_at", "run", "run_case"]
+
+SHORT_LEASE = 5.0
+"""s: what `needs = ["short-lease"]` asks for."""
+LONG = 30.0
+"""s: what waits longer than this, for all that the lease is, is left to patient runs."""
+_LIMIT = 30.0
+_LIMIT_LEASES = 8
+"""s, and leases: the longest a case may take besides the waits that it states."""
+_CLOSE_LIMIT = 75.0
+"""s: for the end of a case: at most one command of the target, and its connections."""
+
+
+async def run(
+    target: Target,
+    cases: Sequence[Case],
+    clauses: Mapping[str, Clause],
+    *,
+    only: Collection[str] = (),
+    conformance: Class | None = None,
+    levels: Collection[Level] = (),
+    fail_fast: bool = False,
+    patient: bool = False,
+    finished: Callable[[Result], None] | None = None,
+    probe: bool = True,
+) -> Run:
+    """Run all cases that apply.
+
+    Args:
+        only: ids of cases or clauses; empty: all.
+        conformance: cases of this class only; None: all that the target's class asks for.
+        levels: cases of these levels only; empty: all.
+        fail_fast: the first failure or error is the last case.
+        patient: run also what waits for a minute.
+        finished: told of each case, in the order in which they end.
+        probe: look first whether the target can be used at all.
+
+    Raises:
+        TargetUnusable: it cannot.
+    """
+    # Requests of REST wait in threads: as many as there are cases, so that none waits for another.
+    executor = ThreadPoolExecutor(target.parallel + 8, thread_name_prefix="contracts")
+    asyncio.get_running_loop().set_default_executor(executor)
+    begun, started = time.monotonic(), time.time()
+    name = secrets.token_hex(4)
+    if probe:
+        await look_at(target)
+    results: dict[str, Result] = {}
+    stop = asyncio.Event()
+
+    def note(result: Result) -> None:
+        results[result.case.id] = result
+        if fail_fast and result.outcome in {Outcome.FAILED, Outcome.ERROR}:
+            stop.set()
+        if finished is not None:
+            finished(result)
+
+    applying: list[Case] = []
+    for case in cases:
+        not_run = (
+            _not_chosen(case, only, conformance, levels) or _not_applying(case, target) or _too_long(case, patient)
+        )
+        if not_run is None:
+            applying.append(case)
+        else:
+            note(not_run)
+    places = asyncio.Semaphore(target.parallel)
+
+    async def play(case: Case) -> None:
+        async with places:
+            if not stop.is_set():
+                note(await run_case(case, target, name, started))
+
+    # The longest first: then the run takes hardly longer than they do.
+    together = sorted((case for case in applying if not case.alone), key=lambda case: -waits(case, target.lease))
+    tasks = [asyncio.create_task(play(case)) for case in together]
+    await _all(tasks, stop)
+    for case in filter(lambda case: case.alone, applying):
+        await play(case)
+    for case in applying:
+        if case.id not in results:
+            note(Result(case, Outcome.NOT_RUN, reason="another case had failed before"))
+    return Run(
+        target=target.file,
+        summary=target.summary,
+        version=_version(),
+        started=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        seconds=round(time.monotonic() - begun, 3),
+        results=[results[case.id] for case in cases],
+        clauses=clauses,
+    )
+
+
+async def _all(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Wait for all tasks; when told to stop, no longer."""
+    if not tasks:
+        return
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        left: set[asyncio.Task[None]] = set(tasks)
+        while left and not stop.is_set():
+            done, _ = await asyncio.wait([*left, stopped], return_when=asyncio.FIRST_COMPLETED)
+            for task in done & left:
+                task.result()
+            left -= done
+    finally:
+        for task in [*tasks, stopped]:
+            task.cancel()
+        await asyncio.gather(stopped, *tasks, return_exceptions=True)
+
+
+def waits(case: Case, lease: float) -> float:
+    """How long a case waits whatever the server does, s."""
+    return sum(seconds(step["wait"], lease) for step in case.steps if "wait" in step)
+
+
+async def run_case(case: Case, target: Target, name: str, started: float) -> Result:
+    """One case, to its end: whatever happens it leaves no connection behind.
+
+    Args:
+        name: the run's, part of the users' ids.
+        started: Unix time in s when the run began.
+    """
+    story = Story(case, target, name, started)
+    begun = time.monotonic()
+    limit = _LIMIT + _LIMIT_LEASES * target.lease + waits(case, target.lease)
+    outcome, expected, actual, reason = Outcome.PASSED, None, None, None
+    try:
+        async with asyncio.timeout(limit):
+            for story.index, step in enumerate(case.steps):
+                story.log("-", "·", f"{story.index + 1}. {_as_written(step)}")
+                await take(story, step)
+            story.alarm()
+    except Failed as fault:
+        outcome, expected, actual = Outcome.FAILED, fault.expected, fault.actual
+    except Refused as fault:
+        outcome, expected, actual = Outcome.FAILED, "a WebSocket", str(fault)
+    except Unreachable as fault:
+        outcome, reason = Outcome.ERROR, f"the server cannot be reached: {fault}"
+    except Misused as fault:
+        outcome, reason = Outcome.ERROR, str(fault)
+    except TimeoutError:
+        outcome, reason = Outcome.ERROR, f"the case was not over after {limit:g} s"
+    except Exception as fault:  # noqa: BLE001 (a fault of the suite is an outcome, too)
+        outcome, reason = Outcome.ERROR, f"{type(fault).__name__}: {fault}"
+    finally:
+        # Also when the run is stopped; and shielded, so that a second stop cannot leave sockets open.
+        try:
+            async with asyncio.timeout(_CLOSE_LIMIT):
+                await asyncio.shield(story.close())
+        except TimeoutError:
+            outcome, reason = Outcome.ERROR, "its connections could not be closed"
+    passed = outcome is Outcome.PASSED
+    return Result(
+        case,
+        outcome,
+        seconds=round(time.monotonic() - begun, 3),
+        step=None if passed else story.index + 1,
+        expected=story.without_tokens(expected) if expected else None,
+        actual=story.without_tokens(actual) if actual else None,
+        reason=story.without_tokens(reason) if reason else None,
+        transcript=tuple(story.transcript),
+    )
+
+
+def _as_written(step: Mapping[str, object]) -> str:
+    """A step much as it stands in the file."""
+    return ", ".join(f"{name} = {value!r}" for name, value in step.items())
+
+
+def _not_chosen(
+    case: Case, only: Collection[str], conformance: Class | None, levels: Collection[Level]
+) -> Result | None:
+    reason = None
+    if only and case.id not in only and not set(case.clauses) & set(only):
+        reason = "not chosen"
+    elif conformance is not None and case.conformance is not conformance:
+        reason = f"of class {case.conformance.value}, not chosen"
+    elif levels and case.level not in levels:
+        reason = f"of level {case.level.value}, not chosen"
+    return Result(case, Outcome.NOT_RUN, reason=reason) if reason else None
+
+
+def _not_applying(case: Case, target: Target) -> Result | None:
+    """Why a case says nothing of this target."""
+    if case.conformance is Class.FULL and target.conformance is Class.GUIDE:
+        return Result(case, Outcome.NOT_RUN, reason="of class full; the target is of class guide")
+    if unsupported := sorted(case.features & target.unsupported):
+        return Result(case, Outcome.UNSUPPORTED, reason=f"the target does not support {', '.join(unsupported)}")
+    if case.policy not in {"any", target.policy}:
+        reason = f"about the watch policy {case.policy!r}; the target has {target.policy!r}"
+        return Result(case, Outcome.NOT_RUN, reason=reason)
+    if lacking := sorted(need for need in case.needs if not _has(target, need)):
+        return Result(case, Outcome.NOT_RUN, reason=f"the target lacks {', '.join(lacking)}")
+    return None
+
+
+def _too_long(case: Case, patient: bool) -> Result | None:
+    wait = waits(case, 0)  # whatever the lease
+    if patient or wait < LONG:
+        return None
+    return Result(case, Outcome.NOT_RUN, reason="it waits for a minute (--patient)")
+
+
+def _has(target: Target, need: str) -> bool:
+    kind, _, name = need.partition(":")
+    return {
+        "instances": len(target.instances) > 1,
+        "short-lease": target.lease <= SHORT_LEASE,
+        "directory": target.directory_loaded,
+        "secret": target.secret is not None,
+        "hook": name in target.hooks,
+    }[kind]
+
+
+async def look_at(target: Target) -> None:
+    """See whether cases can be run at all: every instance is there, is a presence server, and takes our tokens.
+
+    Raises:
+        TargetUnusable: with the reason, in one line.
+    """
+    case = Case("probe", "", (), Class.GUIDE, Level.MUST, ({"connect": "probe"},), "")
+    for number, instance in enumerate(target.instances, 1):
+        story = Story(case, target, secrets.token_hex(4), time.time())
+        try:
+            await _look_at(story, number)
+        except Unreachable as fault:
+            raise TargetUnusable(f"the server cannot be reached: {fault}") from fault
+        except Refused as fault:
+            url = instance.websocket + target.path
+            raise TargetUnusable(f"no presence server: {fault.status} for the WebSocket {url}") from fault
+        except Failed as fault:
+            said = f"{instance.http}: expected {fault.expected}, but {fault.actual}"
+            raise TargetUnusable(story.without_tokens(f"no presence server at {said}")) from fault
+        except Misused as fault:
+            raise TargetUnusable(str(fault)) from fault
+        finally:
+            await story.close()
+
+
+async def _look_at(story: Story, number: int) -> None:
+    user = story.user("probe")
+    path = f"/api/presence/check/{user}"
+    token = await story.token(user)
+    answer = await story.request("GET", path, caller=user, token=token, instance=number)
+    where = f"{story.target.instances[number - 1].http}{path}"
+    if answer.status in {401, 403}:
+        raise TargetUnusable(f"the token is refused: {answer.status} for GET {where}; see [token] in the target file")
+    if answer.status != 200 or not isinstance(answer.json, dict):
+        raise TargetUnusable(f"no presence server: {answer.status} for GET {where}, where 200 and JSON were expected")
+    await take(story, {"connect": "probe", "instance": number})
+
+
+def _version() -> str:
+    for name in ("presence-contracts", "online-status"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "0"

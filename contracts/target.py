@@ -1,0 +1,326 @@
+"""The target file: which server is verified, what it claims, and how a token for it is made."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import time
+import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+
+from contracts.faults import Misused
+from contracts.model import Class
+
+FEATURES = (
+    "sockjs",
+    "stomp-1.0",
+    "stomp-1.1",
+    "transactions",
+    "ack",
+    "token-renewal",
+    "passcode",
+    "upgrade-token",
+    "english",
+    "conversations",
+    "friends",
+    "cors",
+    "snapshots",
+    "heart-beats",
+    "limits",
+)
+"""What a target may declare as unsupported."""
+
+HOOKS = (
+    "kill-instance",
+    "restart-instance",
+    "stop-instance",
+    "freeze-instance",
+    "thaw-instance",
+    "stop-store",
+    "empty-store",
+    "start-store",
+)
+"""What a command of the target may do: kill -9, start, stop as planned, SIGSTOP, SIGCONT; the store away and back."""
+
+TOKENS = (
+    "valid", "absent", "garbage", "expired", "wrong-secret", "alg-none", "alg-other", "no-exp", "no-sub", "bad-sub",
+    "not-yet",
+)  # fmt: skip
+SECRETLESS = frozenset({"valid", "absent", "garbage"})
+"""The kinds that can be had without the secret."""
+
+TOKEN_IN = ("authorization", "passcode", "upgrade")
+_HOUR = 3600
+_COMMAND_LIMIT = 10.0
+"""s: for the command that prints a token."""
+
+
+class TargetError(Exception):
+    """The target file is wrong: one line that names the field."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The base URLs of one server instance, without a slash at the end."""
+
+    http: str
+    websocket: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server to be verified. The fields are those of the file; times are in seconds."""
+
+    file: str
+    conformance: Class
+    instances: Sequence[Instance]
+    lease: float = 60.0
+    slack: float = 1.0
+    policy: str = "anyone"
+    unsupported: frozenset[str] = frozenset()
+    path: str = "/ws"
+    transport: str = "raw"
+    parallel: int = 40
+    secret: str | None = None
+    command: Sequence[str] = ()
+    """Prints a token on its standard output; `{user}` stands for the user's id."""
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    """Further claims of the tokens that are made with the secret: `iss`, `aud`."""
+    token_in: str = "authorization"  # noqa: S105 (the place of a token, not one)
+    directory_loaded: bool = False
+    hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a report says of the target; no secrets."""
+        return {
+            "class": self.conformance.value,
+            "lease": self.lease,
+            "slack": self.slack,
+            "policy": self.policy,
+            "instances": [one.http for one in self.instances],
+            "websocket": [one.websocket + self.path for one in self.instances],
+            "transport": self.transport,
+            "unsupported": sorted(self.unsupported),
+            "directory": self.directory_loaded,
+            "hooks": sorted(self.hooks),
+        }
+
+
+def load_target(path: str | Path) -> Target:
+    """Read a target file.
+
+    Raises:
+        TargetError: it cannot be read, or a field is wrong.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TargetError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TargetError(f"{path}: {error}") from error
+    try:
+        return _target(str(path), raw)
+    except ValueError as error:
+        raise TargetError(f"{path}: {error}") from error
+
+
+def _target(file: str, raw: dict[str, Any]) -> Target:
+    """Raises ValueError: what is wrong, with the field's name."""
+    top = _Table("", raw)
+    connection, token, directory = (top.table(name) for name in ("connection", "token", "directory"))
+    hooks = top.table("hooks")
+    made = Target(
+        file=file,
+        conformance=Class(top.choice("class", [one.value for one in Class])),
+        instances=[_instance(one, at) for at, one in enumerate(top.take("instances", list, []), 1)],
+        lease=top.number("lease", 60.0, above=0),
+        slack=top.number("slack", 1.0, above=None),
+        policy=top.choice("policy", ["anyone", "contacts"], "anyone"),
+        unsupported=frozenset(top.choices("unsupported", FEATURES)),
+        parallel=top.take("parallel", int, 40),
+        path=connection.take("path", str, "/ws"),
+        transport=connection.choice("transport", ["raw", "sockjs"], "raw"),
+        secret=token.take("secret", str, None),
+        command=token.texts("command"),
+        claims=token.take("claims", dict, {}),
+        token_in=token.choice("in", TOKEN_IN, "authorization"),
+        directory_loaded=directory.take("loaded", bool, False),
+        hooks={name: hooks.texts(name) for name in HOOKS if name in hooks.raw},
+    )
+    for table in (connection, token, directory, hooks, top):
+        table.no_more()
+    if not made.instances:
+        raise ValueError("instances: at least one [[instances]] with its http is needed")
+    if made.parallel < 1:
+        raise ValueError("parallel: must be 1 or more")
+    if not made.path.startswith("/"):
+        raise ValueError("connection.path: must begin with a slash")
+    if (made.secret is None) == (not made.command):
+        raise ValueError("token: give either 'secret' or 'command'")
+    if made.secret is not None and len(made.secret.encode()) < 32:
+        raise ValueError("token.secret: HS256 needs 32 bytes or more")
+    if made.transport == "sockjs" and "sockjs" in made.unsupported:
+        raise ValueError("connection.transport: 'sockjs' is among 'unsupported'")
+    return made
+
+
+def _instance(raw: Any, number: int) -> Instance:
+    name = f"instances[{number}]"
+    if not isinstance(raw, dict):
+        raise ValueError(f"{name}: must be a table")  # noqa: TRY004 (all faults of the file are of one kind)
+    table = _Table(name, raw)
+    http = table.url("http", ["http", "https"])
+    if http is None:
+        raise ValueError(f"{name}.http: is missing")
+    websocket = table.url("websocket", ["ws", "wss"]) or re.sub("^http", "ws", http)
+    table.no_more()
+    return Instance(http, websocket)
+
+
+class _Table:
+    """A table of the file, read field by field; whatever was not read is unknown."""
+
+    def __init__(self, name: str, raw: dict[str, Any]) -> None:
+        self.name = name
+        self.raw = raw
+        self._read: set[str] = set()
+
+    def at(self, field_name: str) -> str:
+        return f"{self.name}.{field_name}" if self.name else field_name
+
+    def take(self, name: str, kind: type, default: Any) -> Any:
+        self._read.add(name)
+        value = self.raw.get(name, default)
+        if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise ValueError(f"{self.at(name)}: must be {_KINDS[kind]}")
+        return value
+
+    def table(self, name: str) -> _Table:
+        return _Table(name, self.take(name, dict, {}))
+
+    def number(self, name: str, default: float, *, above: float | None) -> float:
+        self._read.add(name)
+        value = self.raw.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{self.at(name)}: must be a number of seconds")
+        if value < 0 or (above is not None and value <= above):
+            raise ValueError(f"{self.at(name)}: must be above {0 if above is None else above:g}")
+        return float(value)
+
+    def choice(self, name: str, allowed: Sequence[str], default: str | None = None) -> str:
+        value = self.take(name, str, default)
+        if value is None:
+            raise ValueError(f"{self.at(name)}: is missing; one of {', '.join(allowed)}")
+        if value not in allowed:
+            raise ValueError(f"{self.at(name)}: {value!r} is none of {', '.join(allowed)}")
+        return str(value)
+
+    def choices(self, name: str, allowed: Sequence[str]) -> list[str]:
+        values = self.texts(name)
+        for value in values:
+            if value not in allowed:
+                raise ValueError(f"{self.at(name)}: {value!r} is none of {', '.join(allowed)}")
+        return values
+
+    def texts(self, name: str) -> list[str]:
+        values = self.take(name, list, [])
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{self.at(name)}: must be an array of strings")
+        return list(values)
+
+    def url(self, name: str, schemes: Sequence[str]) -> str | None:
+        value = self.take(name, str, None)
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"{self.at(name)}: {value!r} is no URL of the kind {schemes[0]}://host:port")
+        return str(value).rstrip("/")
+
+    def no_more(self) -> None:
+        """Raises ValueError for a field that nobody read."""
+        for name in self.raw:
+            if name not in self._read:
+                raise ValueError(f"{self.at(name)}: is unknown")
+
+
+_KINDS: dict[type, str] = {str: "text", int: "an integer", bool: "true or false", list: "an array", dict: "a table"}
+
+
+class TokenMaker:
+    """Tokens for a target, good ones and bad ones."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._printed: dict[str, str] = {}
+
+    def make(self, user: str, kind: str = "valid") -> str | None:
+        """A token; it may block while the target's command runs.
+
+        Args:
+            kind: one of `TOKENS`, or "ends: 2s": with a life of 2 s, rounded up to a whole second of the clock.
+
+        Returns:
+            None for "absent".
+
+        Raises:
+            Misused: the kind needs the secret, and the target has none; or the command failed.
+        """
+        if kind == "absent":
+            return None
+        if kind == "garbage":
+            return "not.a.token"
+        if self._target.secret is None:
+            if kind != "valid":
+                raise Misused(f"a token of the kind {kind!r} needs the target's secret")
+            return self._print(user)
+        return self._signed(user, kind, self._target.secret)
+
+    def _signed(self, user: str, kind: str, secret: str) -> str:
+        now = int(time.time())
+        claims = {**self._target.claims, "sub": user, "iat": now, "exp": now + _HOUR}
+        key, algorithm = secret, "HS256"
+        if kind.startswith("ends: "):
+            claims["exp"] = math.ceil(time.time() + float(kind.removeprefix("ends: ").removesuffix("s")))
+        elif kind == "expired":
+            claims |= {"iat": now - 2 * _HOUR, "exp": now - _HOUR}
+        elif kind == "wrong-secret":
+            key = secret[::-1] + "?"
+        elif kind == "alg-none":
+            key, algorithm = "", "none"
+        elif kind == "alg-other":
+            algorithm = "HS512"
+        elif kind in {"no-exp", "no-sub"}:
+            del claims[kind.removeprefix("no-")]
+        elif kind == "bad-sub":
+            claims["sub"] = f"no id: {user}"
+        elif kind == "not-yet":
+            claims["nbf"] = now + _HOUR
+        elif kind != "valid":
+            raise Misused(f"there is no token of the kind {kind!r}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is short for HS512 is right for HS256
+            return jwt.encode(claims, key, algorithm=algorithm)
+
+    def _print(self, user: str) -> str:
+        if user not in self._printed:
+            command = [part.replace("{user}", user) for part in self._target.command]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT, check=False)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise Misused(f"token.command: {error}") from error
+            token = done.stdout.strip()
+            if done.returncode or not token:
+                said = done.stderr.strip().splitlines()
+                raise Misused(f"token.command: exit {done.returncode}, {said[-1] if said else 'no token printed'}")
+            self._printed[user] = token
+        return self._printed[user]

@@ -1,0 +1,227 @@
+"""Broken servers that the contract must catch: each is ours with one small patch (`mutants/*.toml`).
+
+A mutant has a `name`; `says`, what this server does wrong; the `clauses` that it breaks; `edits`, each a `file` of
+`presence/` with an `old` text, which must occur exactly once in it, and the `new` one; and `caught-by`, the cases that
+are meant for it. Where it needs them: `settings` of the server by their names in lower case, `policy` (`anyone`),
+`instances` (1).
+
+    python -m tests.contracts.mutants [NAME…]          runs the cases meant for each, until one fails
+    python -m tests.contracts.mutants --all [NAME…]    runs the whole suite on each
+
+`unmodified`, `unmodified-contacts` and `unmodified-two` are no mutants: nothing may catch them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from contracts import runner
+from contracts.cases import fixture, load_cases
+from contracts.clauses import load_clauses
+from contracts.model import Case, Class, Clause, Outcome, Result, Run
+from contracts.target import Instance, Target, load_target
+from tests.contracts.verified import LEASE, Keeper
+from tests.support.server import ROOT, SECRET, ServerProcess, environment
+from tests.support.waiting import wait_until
+
+FOLDER = Path(__file__).parent / "mutants"
+SLACK = 0.3
+"""s: less than what those mutants are late that are late. Too little can only catch too many, and that shows in
+`unmodified`."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One text of one file, replaced."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A broken server."""
+
+    name: str
+    says: str
+    clauses: Sequence[str] = ()
+    caught_by: Sequence[str] = ()
+    edits: Sequence[Edit] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = "anyone"
+    instances: int = 1
+
+    def patched(self) -> dict[Path, str]:
+        """The new text of each file that the patch changes, by its path from the root of the project."""
+        texts: dict[Path, str] = {}
+        for edit in self.edits:
+            path = Path("presence", edit.file)
+            text = texts.get(path) or (ROOT / path).read_text(encoding="utf-8")
+            assert text.count(edit.old) == 1, f"{self.name}: {path} has {text.count(edit.old)} times: {edit.old}"
+            texts[path] = text.replace(edit.old, edit.new)
+        return texts
+
+    def apply(self, folder: Path) -> None:
+        """Put a copy of `presence/` into the folder, with the patch."""
+        # With its compiled files, and the times by which they are found to be good.
+        shutil.copytree(ROOT / "presence", folder / "presence")
+        for path, text in self.patched().items():
+            (folder / path).write_text(text, encoding="utf-8")
+
+
+UNMODIFIED = (
+    Mutant("unmodified", "Does what it should."),
+    Mutant("unmodified-contacts", "Does what it should.", policy="contacts"),
+    Mutant("unmodified-two", "Does what it should.", instances=2),
+)
+
+
+def load_mutants(folder: Path = FOLDER) -> dict[str, Mutant]:
+    """All mutants by name, in the order of the files and of their text."""
+    mutants: dict[str, Mutant] = {}
+    for path in sorted(folder.glob("*.toml")):
+        for raw in tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]:
+            named = {name.replace("-", "_"): value for name, value in raw.items()}
+            named["edits"] = [Edit(**edit) for edit in named["edits"]]
+            mutant = Mutant(**named)
+            assert mutant.name not in mutants, f"{path.name}: {mutant.name} is there twice"
+            mutants[mutant.name] = mutant
+    return mutants
+
+
+@cache
+def suite() -> tuple[dict[str, Clause], list[Case]]:
+    """All clauses, and all cases."""
+    clauses = load_clauses()
+    return clauses, load_cases(clauses)
+
+
+class MutantServer(ServerProcess):
+    """One instance of a broken server: a process that has read nothing of ours before it starts."""
+
+    def __init__(self, mutant: Mutant, **settings: object) -> None:
+        common = {"lease_seconds": LEASE, "watch_policy": mutant.policy}
+        # What a broken server says in its log is not what is asked here.
+        super().__init__(allow_traceback=True, **(common | settings | dict(mutant.settings)))
+        self.directory_file.write_text(json.dumps(fixture(suite()[1])))
+        mutant.apply(self.root)
+
+    def start(self) -> MutantServer:
+        here = environment(self.settings) | {"PYTHONPATH": str(self.root)}
+        self.spawn([sys.executable, "-m", "presence", "serve"], here)
+        return self
+
+
+class MutantKeeper(Keeper):
+    """Two instances of a broken server that share a store, with a hook for whatever the cases break."""
+
+    def __init__(self, folder: Path, mutant: Mutant) -> None:
+        super().__init__(folder, mutant.policy)
+        for unmodified in self.servers:
+            unmodified.close()
+        self.servers = [MutantServer(mutant, redis_url=self.store.url) for _ in range(mutant.instances)]
+
+    @asynccontextmanager
+    async def keeping(self) -> AsyncIterator[Path]:
+        async with AsyncExitStack() as stack:
+            stack.callback(self.store.close)
+            for server in self.servers:
+                stack.callback(server.close)
+            await self.store.start()
+            for server in self.servers:
+                await server.start().ready()  # one after the other: which is the first is the same each time
+            await wait_until(self._settled, what="the servers to know who is offline")
+            await stack.enter_async_context(await asyncio.start_unix_server(self._hook, self.socket))
+            self.target.write_text(self._target())
+            yield self.target
+
+
+@asynccontextmanager
+async def running(mutant: Mutant) -> AsyncIterator[Target]:
+    """The broken server, on all its instances; the target that it is."""
+    if mutant.instances > 1:
+        with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+            async with MutantKeeper(Path(folder), mutant).keeping() as file:
+                yield replace(load_target(file), slack=SLACK)
+        return
+    server = MutantServer(mutant)
+    try:
+        await server.start().ready()
+        instances = [Instance(server.http, f"ws://127.0.0.1:{server.port}")]
+        said: dict[str, Any] = {
+            "lease": LEASE,
+            "slack": SLACK,
+            "policy": mutant.policy,
+            "secret": SECRET,
+            "directory_loaded": True,
+        }
+        yield Target(mutant.name, Class.FULL, instances, **said)
+    finally:
+        server.close()
+
+
+async def verify(mutant: Mutant, *, whole: bool = False) -> Run:
+    """Run the cases meant for the mutant until one fails; or the whole suite."""
+    clauses, cases = suite()
+    async with running(mutant) as target:
+        only = () if whole else mutant.caught_by
+        return await runner.run(target, cases, clauses, only=only, fail_fast=not whole, probe=False)
+
+
+def caught(run: Run) -> list[Result]:
+    """The cases that found the server wrong."""
+    return [result for result in run.results if result.outcome is Outcome.FAILED]
+
+
+def main() -> int:
+    """Print the table. Exit code 0: each mutant was caught, and nothing else was."""
+    parser = argparse.ArgumentParser(prog="python -m tests.contracts.mutants", description="Tries broken servers.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a mutant; all, if there is none")
+    parser.add_argument("--all", action="store_true", help="the whole suite on each, not only the cases meant for it")
+    parser.add_argument("--verbose", action="store_true", help="what the cases found, too")
+    arguments = parser.parse_args()
+    mutants = load_mutants()
+    known = mutants | {one.name: one for one in UNMODIFIED}
+    if unknown := [name for name in arguments.names if name not in known]:
+        parser.error(f"there is no mutant {', '.join(unknown)}")
+    chosen = [known[name] for name in arguments.names] or list(mutants.values())
+    wrong = 0
+    say(f"{'mutant':<34}{'caught by':<58}seconds")
+    for mutant in chosen:
+        begun = time.monotonic()
+        whole = arguments.all or mutant in UNMODIFIED
+        run = asyncio.run(verify(mutant, whole=whole)) if whole or mutant.caught_by else None
+        names = [result.case.id for result in caught(run)] if run else []
+        wrong += bool(names) is (mutant in UNMODIFIED)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        say(f"{mutant.name:<34}{shown or '-':<58}{time.monotonic() - begun:7.1f}")
+        for result in run.results if run and arguments.verbose else ():
+            if result.outcome in {Outcome.FAILED, Outcome.ERROR}:
+                say(f"    {result.case.id} {result.outcome.value} at step {result.step} after {result.seconds} s:")
+                say(f"        {result.reason or f'expected {result.expected}; {result.actual}'}")
+    say(f"{len(chosen) - wrong} of {len(chosen)} as they should be")
+    return 1 if wrong else 0
+
+
+def say(line: str) -> None:
+    """A line on the standard output, at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,445 @@
+"""The steps and the runner, against small servers that do what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from contracts import runner, story
+from contracts.faults import TargetUnusable
+from contracts.model import Case, Class, Clause, Level, Outcome, Result, Run
+from contracts.runner import run
+from contracts.target import Instance, Target
+
+SECRET = "a secret of the tests, of 32 bytes and more"
+CLAUSES = {"A-01": Clause("A-01", "A", Level.MUST, Class.GUIDE, "A sentence.", "here")}
+
+Handler = Callable[[ServerConnection], Awaitable[None]]
+
+
+def case(*steps, identity="one", conformance=Class.FULL, **more) -> Case:
+    return Case(identity, "A title", ("A-01",), conformance, Level.MUST, steps, "file", **more)
+
+
+def target(port: int, **more) -> Target:
+    url = f"127.0.0.1:{port}"
+    defaults: dict[str, Any] = {"conformance": Class.FULL, "lease": 1.0, "slack": 0.2, "secret": SECRET}
+    return Target("file", instances=[Instance(f"http://{url}", f"ws://{url}")], **(defaults | more))
+
+
+@asynccontextmanager
+async def server(handler: Handler, **more) -> AsyncIterator[int]:
+    """A WebSocket server; its port."""
+    async with serve(handler, "127.0.0.1", 0, compression=None, **more) as running:
+        yield running.sockets[0].getsockname()[1]
+
+
+async def verdict(handler: Handler, *steps, conformance=Class.FULL) -> Result:
+    """What becomes of a case against a server."""
+    async with server(handler) as port:
+        found = await run(target(port), [case(*steps, conformance=conformance)], CLAUSES, probe=False)
+    return found.results[0]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """No step waits long for what will not come."""
+    monkeypatch.setattr(story, "WITHIN", 0.3)
+
+
+async def silent(socket: ServerConnection) -> None:
+    await socket.wait_closed()
+
+
+def answering(*messages: str | bytes) -> Handler:
+    """A server that answers CONNECT with CONNECTED and these messages, and nothing else."""
+
+    async def handler(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send("CONNECTED\nversion:1.2\nsession:s-1\n\n\0")
+        for message in messages:
+            await socket.send(message)
+        await socket.wait_closed()
+
+    return handler
+
+
+def event(user: str, online: bool, **more) -> str:
+    return f"MESSAGE\nsubscription:0\n\n{json.dumps({'userId': user, 'online': online, **more})}\0"
+
+
+class Sloppy:
+    """A server of the guide and no more: CR LF, no content-length, no receipts, each event three times and late.
+
+    Args:
+        forget_unwatch: `presence.unsubscribe` does nothing.
+        mute: nobody is told of anything.
+    """
+
+    def __init__(self, *, forget_unwatch: bool = False, mute: bool = False) -> None:
+        self.forget_unwatch = forget_unwatch
+        self.mute = mute
+        self.watching: dict[ServerConnection, set[str]] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, socket: ServerConnection) -> None:
+        user = ""
+        try:
+            async for message in socket:
+                assert isinstance(message, str)
+                head, _, body = message.rstrip("\0").partition("\n\n")
+                command = head.partition("\n")[0]
+                if command == "CONNECT":
+                    # The middle of the token is who it is; a look at the signature is not the point here.
+                    user = json.loads(_unpadded(head.partition("Bearer ")[2].split(".")[1]))["sub"]
+                    await socket.send("CONNECTED\r\nversion:1.2\r\n\r\n\0\r\n")
+                    self.tell(user, True)
+                elif command == "DISCONNECT":
+                    return
+                elif "presence.subscribe" in head:
+                    self.watching.setdefault(socket, set()).update(json.loads(body)["userIds"])
+                elif "presence.unsubscribe" in head and not self.forget_unwatch:
+                    self.watching[socket] -= set(json.loads(body)["userIds"])
+        except ConnectionClosed:
+            pass
+        finally:
+            self.watching.pop(socket, None)
+            self.tell(user, False)
+
+    def tell(self, user: str, online: bool) -> None:
+        async def later(socket: ServerConnection) -> None:
+            for _ in range(3):
+                await asyncio.sleep(0.02)
+                try:
+                    await socket.send(event(user, online).replace("\n", "\r\n"))
+                except ConnectionClosed:
+                    return
+
+        for socket, users in self.watching.items():
+            if user in users and not self.mute:
+                task = asyncio.create_task(later(socket))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
+
+
+def _unpadded(text: str) -> bytes:
+    import base64
+
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+GUIDE = [
+    {"connect": "ann"},
+    {"watch": "ann", "users": ["bob"]},
+    {"connect": "bob"},
+    {"expect": "ann", "about": "bob", "online": True},
+    {"expect-nothing": "ann", "about": "bob"},
+    {"still-open": "ann"},
+    {"disconnect": "bob"},
+    {"expect": "ann", "about": "bob", "online": False},
+]
+
+
+async def test_the_guide_alone_is_enough_for_a_case_of_its_class():
+    found = await verdict(Sloppy(), *GUIDE, conformance=Class.GUIDE)
+    assert (found.outcome, found.actual, found.reason) == (Outcome.PASSED, None, None)
+
+
+async def test_a_watch_that_has_no_effect_fails(monkeypatch):
+    monkeypatch.setattr("contracts.canary.SETTLING", 0.5)
+    found = await verdict(Sloppy(mute=True), *GUIDE, conformance=Class.GUIDE)
+    assert (found.outcome, found.step) == (Outcome.FAILED, 2)
+    assert "no MESSAGE about canary-ann-1 came" in str(found.actual)
+
+
+@pytest.mark.parametrize("forget", [False, True])
+async def test_an_unwatch_is_seen_to_take_effect_or_not(monkeypatch, forget):
+    monkeypatch.setattr("contracts.canary.SETTLING", 1.0)
+    steps = [*GUIDE[:2], {"unwatch": "ann", "users": ["bob"]}]
+    found = await verdict(Sloppy(forget_unwatch=forget), *steps, conformance=Class.GUIDE)
+    assert found.outcome is (Outcome.FAILED if forget else Outcome.PASSED), found
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"connect": "ann"},
+        {"connect-refused": "ann"},
+        {"open": "ann", "refused": 403},
+        {"get": "/x"},
+        {"check": "ann", "online": False},
+        {"await": "ann", "online": False},
+        {"stays": "ann", "online": False, "for": "0s"},
+    ],
+    ids=lambda step: next(iter(step)),
+)
+async def test_a_server_that_answers_nothing_fails(short, step):
+    # No REST answer either: a plain GET gets 426 from this server, which is none of the answers that are asked for.
+    found = await verdict(silent, step)
+    assert (found.outcome, found.step) == (Outcome.FAILED, 1)
+
+
+BOB = "MESSAGE about bob (online: true) for ann, within 0.5 s"
+
+
+@pytest.mark.parametrize(
+    ("step", "expected", "actual"),
+    [
+        ({"beat": "ann"}, "RECEIPT for the SEND to /app/heartbeat of ann within 0.5 s", "none came"),
+        ({"expect": "ann", "about": "bob", "online": True}, BOB, "none came"),
+        ({"closed": "ann"}, "the server to close the connection of ann, within 0.5 s", "none came"),
+        ({"expect-heart-beat": "ann"}, "a heart-beat for ann, within 0.5 s", "none came"),
+        ({"expect-nothing": "ann"}, "RECEIPT for the SEND to /app/heartbeat of ann within 0.5 s", "none came"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+async def test_what_does_not_come_is_told(short, step, expected, actual):
+    found = await verdict(answering(), {"connect": "ann"}, step)
+    assert (found.outcome, found.step) == (Outcome.FAILED, 2)
+    assert (found.expected, found.actual) == (expected, actual)
+
+
+EXPECT = {"expect": "ann", "about": "x:bob", "online": True}
+
+
+@pytest.mark.parametrize(
+    ("messages", "step", "actual"),
+    [
+        ([event("x:bob", False)], EXPECT, 'MESSAGE {"userId": "x:bob", "online": false} came'),
+        ([event("x:eve", True)], EXPECT, 'unread: MESSAGE {"userId": "x:eve"'),
+        ([event("x:bob", True, snapshot=True)], EXPECT, "none came; unread"),
+        ([event("x:bob", True, version="1")], {**EXPECT, "json": {"version": "$integer"}}, "version: 1; MESSAGE"),
+        ([event("x:bob", True)], {**EXPECT, "headers": {"message-id": "$any"}}, "header message-id: absent"),
+        ([event("x:bob", True) * 2], {**EXPECT, "message": 1}, "frames in its WebSocket message: 2"),
+        ([event("x:bob", True).encode()], {**EXPECT, "wire": {"type": "text"}}, "type: binary"),
+        ([event("x:bob", True)], {"expect-nothing": "ann"}, 'MESSAGE {"userId": "x:bob"'),
+        ([event("x:bob", True)], {"expect-none-ever": "ann", "times": 2}, 'MESSAGE {"userId": "x:bob"'),
+        (["MESSAGE\nbroken\n\n\0"], EXPECT, "the header line 'broken'"),
+        (["ERROR\nmessage:no reason\n\n\0"], EXPECT, "ERROR message:no reason came"),
+        (["ERROR\nmessage:no reason\n\n\0"], {"wait": "20s"}, "ERROR message:no reason came"),
+    ],
+)
+async def test_what_comes_instead_is_told(short, messages, step, actual):
+    # The receipt that a frame after these asks for does not come: so only what is wrong about them can be told.
+    found = await verdict(answering(*messages), {"connect": "ann"}, {"wait": "0.1s"}, step)
+    assert found.outcome is Outcome.FAILED
+    assert actual in str(found.actual)
+
+
+async def test_what_was_expected_passes_with_its_values_kept(short):
+    messages = [event("x:bob", True, version=7), event("x:bob", False, version=8)]
+    found = await verdict(
+        answering("\n", *messages),
+        {"connect": "ann", "expect": {"session": "s-1", "heart-beat": "$absent"}},
+        {"expect-heart-beat": "ann"},
+        {**EXPECT, "save": {"v": "version", "sub": "header:subscription"}, "headers": {"subscription": "0"}},
+        {**EXPECT, "online": False, "json": {"version": "> ${v}"}, "headers": {"subscription": "${sub}"}},
+        {"mark": "late"},
+    )
+    assert (found.outcome, found.expected, found.actual, found.reason) == (Outcome.PASSED, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("more", "outcome"),
+    [
+        ({"within": "0.5s"}, Outcome.PASSED),
+        # With the slack of 0.2 s this is over at 0.3 s.
+        ({"within": "0.1s", "since": "t"}, Outcome.FAILED),
+        ({"not-before": "0.25s", "since": "t"}, Outcome.PASSED),
+        ({"not-before": "0.5s", "since": "t"}, Outcome.FAILED),
+        ({"within": "0.01s"}, Outcome.FAILED),
+        ({"not-before": "0.3L", "within": "0.3L", "since": "t"}, Outcome.PASSED),
+    ],
+)
+async def test_deadlines_count_from_the_step_or_its_mark(more, outcome):
+    async def handler(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send("CONNECTED\nversion:1.2\n\n\0")
+        await asyncio.sleep(0.31)
+        await socket.send(event("x:bob", True))
+        await socket.wait_closed()
+
+    found = await verdict(handler, {"mark": "t"}, {"connect": "ann"}, {**EXPECT, **more})
+    assert found.outcome is outcome, (found.expected, found.actual)
+
+
+async def test_a_close_fails_unless_a_step_asks_for_it():
+    async def handler(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send("CONNECTED\nversion:1.2\n\n\0")
+        await socket.send("ERROR\nmessage:enough\n\n\0")
+        await socket.close(1008)
+
+    connect = {"connect": "ann"}
+    found = await verdict(handler, connect, {"wait": "20s"}, {"connect": "ann"}, {"closed": "ann"})
+    assert (found.outcome, found.step) == (Outcome.FAILED, 2)
+    found = await verdict(handler, connect, {"wait": "0.1s"}, {"closed": "ann", "code": 1008, "error": "~ ^enough"})
+    assert found.outcome is Outcome.PASSED
+    found = await verdict(handler, connect, {"closed": "ann", "code": 1002})
+    assert (found.expected, found.actual) == ("the close code for ann: 1002", "was 1008")
+    found = await verdict(handler, connect, {"closed": "ann", "error": False})
+    assert found.outcome is Outcome.FAILED
+
+
+async def test_what_the_server_cannot_help_is_an_error():
+    found = await verdict(silent, {"beat": "ann"})
+    assert (found.outcome, found.reason) == (Outcome.ERROR, "ann has no connection")
+    async with server(silent) as port:
+        pass
+    gone = await run(target(port), [case({"connect": "ann"})], CLAUSES, probe=False)
+    assert gone.results[0].outcome is Outcome.ERROR
+    assert "cannot be reached" in str(gone.results[0].reason)
+
+
+async def test_the_transcript_shows_both_directions_and_no_token(short):
+    found = await verdict(answering(), {"connect": "ann"}, {"disconnect": "ann"})
+    texts = [(entry.direction, entry.text) for entry in found.transcript]
+    assert any(direction == "→" and "Bearer <valid token of one.ann." in text for direction, text in texts)
+    assert ("←", "CONNECTED\nversion:1.2\nsession:s-1\n\n␀") in texts
+    assert not any("eyJ" in text for _, text in texts)
+
+
+async def test_what_stands_in_braces_is_replaced():
+    told = story.Story(case({"wait": "0s"}), target(1), "run", 0.0)
+    told.saved["v"] = 7
+    step = {"a ${bob}": ["${v}", "> ${v}", "${3*ab}", "sub-${i}"], "users": "$ids 2"}
+    assert await told.fill(step, {"i": 1}) == {
+        "a one.bob.run": [7, "> 7", "ababab", "sub-1"],
+        "users": ["one.some.run.1", "one.some.run.2"],
+    }
+    assert (told.user("bob"), told.user("Not/an id")) == ("one.bob.run", "Not/an id")
+
+
+@pytest.mark.parametrize(("text", "length"), [("1.5L", 3.0), ("0.25s", 0.25), ("1L + 0.25s", 2.25), ("2L - 0.5s", 3.5)])
+def test_times_are_in_leases_and_seconds(text, length):
+    assert story.seconds(text, lease=2.0) == length
+
+
+async def test_over_sockjs_frames_are_wrapped_and_the_close_is_told_by_its_frame():
+    got = []
+
+    async def handler(socket: ServerConnection) -> None:
+        await socket.send("o")
+        (connect,) = json.loads(await socket.recv())
+        got.append(connect.partition("\n")[0])
+        await socket.send("h")
+        await socket.send("a" + json.dumps(["CONNECTED\nversion:1.2\n\n\0", "\n"]))
+        got.append(await socket.recv())
+        await socket.send('c[1002,"no array"]')
+
+    found = await verdict(
+        handler,
+        {"connect": "ann", "transport": "sockjs"},
+        {"expect-heart-beat": "ann"},
+        {"raw": "ann", "text": "no array", "unwrapped": True},
+        {"closed": "ann", "code": 1002},
+    )
+    assert (found.outcome, found.actual) == (Outcome.PASSED, None)
+    assert got == ["CONNECT", "no array"]
+
+
+async def test_what_a_hook_has_done_is_undone_when_the_case_fails(tmp_path):
+    log = tmp_path / "log"
+    hooks = {name: ["sh", "-c", f"echo {name} {{instance}} >> {log}"] for name in ("freeze-instance", "thaw-instance")}
+    steps = [{"hook": "freeze-instance"}, {"beat": "nobody"}]
+    found = await run(target(1, hooks=hooks), [case(*steps)], CLAUSES, probe=False)
+    assert found.results[0].outcome is Outcome.ERROR
+    assert log.read_text() == "freeze-instance 1\nthaw-instance 1\n"
+
+
+# The runner.
+
+
+async def outcomes(cases, **more) -> Run:
+    async with server(answering()) as port:
+        return await run(target(port, **more.pop("target", {})), cases, CLAUSES, probe=False, **more)
+
+
+async def test_a_case_runs_only_where_it_says_something_of_the_target():
+    step = {"connect": "ann"}
+    cases = [
+        case(step, identity="runs", policy="any"),
+        case(step, identity="policy", policy="contacts"),
+        case(step, identity="needs", needs=frozenset({"instances", "hook:stop-store"})),
+        case(step, identity="feature", features=frozenset({"ack"}), needs=frozenset({"instances"})),
+    ]
+    found = await outcomes(cases, target={"unsupported": frozenset({"ack"})})
+    told = {one.case.id: (one.outcome, one.reason) for one in found.results}
+    assert told == {
+        "runs": (Outcome.PASSED, None),
+        "policy": (Outcome.NOT_RUN, "about the watch policy 'contacts'; the target has 'anyone'"),
+        "needs": (Outcome.NOT_RUN, "the target lacks hook:stop-store, instances"),
+        "feature": (Outcome.UNSUPPORTED, "the target does not support ack"),
+    }
+    found = await outcomes(cases[:1], target={"conformance": Class.GUIDE})
+    assert found.results[0].outcome is Outcome.NOT_RUN
+
+
+async def test_only_what_is_chosen_runs():
+    cases = [case({"wait": "0s"}, identity=name) for name in ("a", "b")]
+    found = await outcomes(cases, only=["b"])
+    assert [one.outcome for one in found.results] == [Outcome.NOT_RUN, Outcome.PASSED]
+    assert [one.outcome for one in (await outcomes(cases, only=["A-01"])).results] == [Outcome.PASSED] * 2
+    for more in ({"levels": [Level.MAY]}, {"conformance": Class.GUIDE}, {"only": ["A-02"]}):
+        found = await outcomes(cases, **more)
+        assert {one.outcome for one in found.results} == {Outcome.NOT_RUN}
+
+
+async def test_who_disturbs_others_runs_after_them_alone():
+    ended = []
+    cases = [
+        case({"wait": "0s"}, identity="alone", alone=True),
+        case({"wait": "0.2s"}, identity="slow"),
+        case({"wait": "0s"}, identity="fast"),
+    ]
+    found = await outcomes(cases, finished=lambda result: ended.append(result.case.id))
+    assert ended == ["fast", "slow", "alone"]
+    assert [one.case.id for one in found.results] == ["alone", "slow", "fast"]
+
+
+async def test_the_first_failure_may_be_the_last_case():
+    cases = [
+        case({"wait": "20s"}, identity="long"),
+        case({"beat": "nobody"}, identity="fails"),
+        case({"wait": "0s"}, identity="alone", alone=True),
+    ]
+    found = await outcomes(cases, fail_fast=True)
+    assert [one.outcome for one in found.results] == [Outcome.NOT_RUN, Outcome.ERROR, Outcome.NOT_RUN]
+
+
+async def test_a_target_that_is_no_presence_server_is_told_in_one_line():
+    async def told(answer) -> str:
+        async with server(silent, process_request=answer) as port:
+            with pytest.raises(TargetUnusable) as caught:
+                await run(target(port), [], CLAUSES)
+            assert "\n" not in str(caught.value)
+            return str(caught.value)
+
+    assert "no presence server: 404 for GET" in await told(lambda socket, _: socket.respond(HTTPStatus.NOT_FOUND, "no"))
+    assert "the token is refused: 401" in await told(lambda socket, _: socket.respond(HTTPStatus.UNAUTHORIZED, "no"))
+
+    def rest_only(socket, request):
+        if request.path.startswith("/api/"):
+            return socket.respond(HTTPStatus.OK, '{"isOnline": false}')
+        return socket.respond(HTTPStatus.NOT_FOUND, "no")
+
+    assert "the upgrade was answered with 404" in await told(rest_only)
+    with pytest.raises(TargetUnusable, match=r"the server cannot be reached: .*refused"):
+        await run(target(1), [], CLAUSES)
+
+
+async def test_what_waits_for_a_minute_is_run_by_the_patient_only(monkeypatch):
+    cases = [case({"wait": "31s"}, identity="minute"), case({"wait": "0.2s"}, identity="moment")]
+    found = await outcomes(cases)
+    assert [one.outcome for one in found.results] == [Outcome.NOT_RUN, Outcome.PASSED]
+    monkeypatch.setattr(runner, "LONG", 0.1)
+    impatient, patient = [await outcomes(cases[1:], patient=choice) for choice in (False, True)]
+    assert [impatient.results[0].outcome, patient.results[0].outcome] == [Outcome.NOT_RUN, Outcome.PASSED]
