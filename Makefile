@@ -1,4 +1,4 @@
-# Needs Python ≥ 3.11 with venv and pip, make, and for the JavaScript clients Node ≥ 18 with npm, for Spring's a JDK ≥ 17
+# Needs Python ≥ 3.11 with venv and pip, make, and for the JavaScript clients Node ≥ 20 with npm, for Spring's a JDK ≥ 17
 # with Maven, as for a real Kafka and Cassandra, for pages Chromium. All else is set up here.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 
 	$(python) -c 'import ensurepip, sys, venv; sys.version_info >= (3, 11) and print("$(python)")' 2>/dev/null)))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-NODE := $(shell node -e 'console.log(parseInt(process.versions.node) >= 18 ? "node" : "")' 2>/dev/null)
+NODE := $(shell node -e 'console.log(parseInt(process.versions.node) >= 20 ? "node" : "")' 2>/dev/null)
 NPM := $(if $(NODE),$(shell command -v npm 2>/dev/null))
 JDK := $(shell javac -version 2>&1 | sed -n 's/^javac \([0-9]*\).*/\1/p')
 MVN := $(if $(filter-out 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16,$(JDK)),$(shell command -v mvn 2>/dev/null))
