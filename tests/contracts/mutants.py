@@ -34,6 +34,7 @@ from contracts.clauses import load_clauses
 from contracts.model import Case, Class, Clause, Outcome, Result, Run
 from contracts.target import Instance, Target, load_target
 from tests.contracts.verified import LEASE, Keeper
+from tests.support.fork_server import fork_presence
 from tests.support.server import ROOT, SECRET, ServerProcess, environment
 from tests.support.waiting import wait_until
 
@@ -111,7 +112,7 @@ def suite() -> tuple[dict[str, Clause], list[Case]]:
 
 
 class MutantServer(ServerProcess):
-    """One instance of a broken server: a process that has read nothing of ours before it starts."""
+    """One instance of a broken server."""
 
     def __init__(self, mutant: Mutant, **settings: object) -> None:
         common = {"lease_seconds": LEASE, "watch_policy": mutant.policy}
@@ -121,8 +122,9 @@ class MutantServer(ServerProcess):
         mutant.apply(self.root)
 
     def start(self) -> MutantServer:
+        assert not self.running, "still running"
         here = environment(self.settings) | {"PYTHONPATH": str(self.root)}
-        self.spawn([sys.executable, "-m", "presence", "serve"], here)
+        self.process = fork_presence(["serve"], here, self.root, self.log_file, self.log_file, self.root)
         return self
 
 

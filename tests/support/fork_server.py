@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PR_SET_CHILD_SUBREAPER = 36
@@ -62,10 +63,17 @@ class Forked:
             os.kill(self.pid, 9)
 
 
-def fork_presence(arguments: list[str], env: Mapping[str, str], cwd: Path, stdout: Path, stderr: Path) -> Forked:
-    """Start `python -m presence ARGUMENTS`; what it says is added to the two files."""
+def fork_presence(
+    arguments: list[str], env: Mapping[str, str], cwd: Path, stdout: Path, stderr: Path, source: Path | None = None
+) -> Forked:
+    """Start `python -m presence ARGUMENTS`; what it says is added to the two files.
+
+    Args:
+        source: the folder of another `presence` to run; nothing of ours is kept in it, only what both import.
+    """
     request = {
         "arguments": arguments, "env": dict(env), "cwd": str(cwd), "stdout": str(stdout), "stderr": str(stderr),
+        "source": str(source) if source else None,
     }  # fmt: skip
     server, _ = _fork_server()
     server.sendall(json.dumps(request).encode())
@@ -94,7 +102,7 @@ def _fork_server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     return ours, process
 
 
-def _serve(requests: socket.socket) -> dict[str, str] | None:
+def _serve(requests: socket.socket) -> dict[str, Any] | None:
     """Fork for each request. Returns its request in a process that was forked, and at the end None in this one."""
     while request := requests.recv(LONGEST_REQUEST):
         read, write = os.pipe()
@@ -114,7 +122,9 @@ def _serve(requests: socket.socket) -> dict[str, str] | None:
     return None
 
 
-def _become(arguments: list[str], env: Mapping[str, str], cwd: str, stdout: str, stderr: str) -> None:
+def _become(
+    arguments: list[str], env: Mapping[str, str], cwd: str, stdout: str, stderr: str, source: str | None
+) -> None:
     os.setsid()
     os.chdir(cwd)
     for fd, path in ((1, stdout), (2, stderr)):
@@ -124,6 +134,10 @@ def _become(arguments: list[str], env: Mapping[str, str], cwd: str, stdout: str,
     os.environ.clear()
     os.environ.update(env)
     sys.argv[1:] = arguments
+    if source is not None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "presence"]:
+            del sys.modules[name]
+        sys.path.insert(0, source)
 
 
 def main() -> None:
@@ -134,7 +148,7 @@ def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         request = _serve(requests)
     if request:
-        _become(**request)  # type: ignore[arg-type]
+        _become(**request)
         runpy.run_module("presence", run_name="__main__", alter_sys=True)
 
 
