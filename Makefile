@@ -2,7 +2,7 @@
 # with Maven, as for a real Kafka and Cassandra, for pages Chromium. All else is set up here.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check contracts test-mutants bench fuzz soak services services-stop image lock clean
+.PHONY: help run test check contracts test-mutants load bench fuzz soak services services-stop image lock clean
 
 # The first Python that is new enough; `make PYTHON=...` takes another.
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -37,6 +37,9 @@ contracts: .venv/dev  ## Verify a fresh server by the contract, all of it (ARGS=
 
 test-mutants: .venv/dev  ## Run the whole suite of the contract on each broken server (an hour; in `make test` the cases meant for it)
 	$(BIN)/python -m tests.contracts.mutants --all
+
+load: .venv/dev  ## Load a fresh server: 2,000 clients for a minute, and a report (ARGS="--sessions 5000"; docs/load-testing.md)
+	$(BIN)/python -m loadtest run steady --sessions 2000 --seconds 60 $(ARGS)
 
 bench: .venv/dev $(SERVICES)  ## Measure the small parts, then the table of docs/performance.md (ROWS="connects churn": some of it)
 	$(BIN)/python -m pytest benchmarks

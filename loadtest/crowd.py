@@ -1,0 +1,398 @@
+"""A crowd of users on one engine. They act when it was intended, whatever the server does, and account is kept of it.
+
+The crowd runs in the hub: nothing here blocks, and nothing waits for an answer before the next action.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from loadtest.engine import Connection, Engine
+from loadtest.ledger import Ledger
+from loadtest.metrics import Metrics
+from loadtest.target import Target
+from loadtest.workload import Action
+
+DRAIN = 15.0
+"""Seconds for which a planned stop keeps the sessions, so that their clients can return unnoticed."""
+CONNECT_LIMIT = 30.0
+"""Seconds after which a connection that is not there is given up, and counted as failed."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two attempts to connect, at most; the first come sooner."""
+_IDS = 1000  # that one frame may name
+_SWEEP = 1.0  # s between two looks for connections that take too long
+_JSON = {"content-type": "application/json"}
+_HEARTBEAT = {"destination": "/app/heartbeat"}
+
+
+class Refused(Exception):
+    """No session came about."""
+
+
+class TimedOut(Exception):
+    """No session came about within `CONNECT_LIMIT`."""
+
+
+class Closed(Exception):
+    """A session ended that was to stay."""
+
+
+class StompError(Exception):
+    """The server answered with ERROR."""
+
+
+class Session:
+    """One user of the crowd. Moments are `time.monotonic()` seconds; 0.0: not yet."""
+
+    __slots__ = (
+        "beat_at", "beat_due", "conn", "intended", "muted", "number", "offline_as", "offline_at", "online_at", "tries",
+        "user", "visit", "wanted", "watch_from",
+    )  # fmt: skip
+
+    def __init__(self, number: int, user: str) -> None:
+        self.number = number
+        self.user = user
+        self.conn: Connection | None = None
+        self.visit = 0
+        """Number of its session with the server: each CONNECTED begins another."""
+        self.wanted = False
+        """It is to be there. Whether it is, `is_open` says."""
+        self.muted = False
+        """It is to be silent: signed off, or frozen by the scenario."""
+        self.tries = 0
+        self.intended = 0.0
+        """When it was to connect."""
+        self.beat_at = 0.0
+        """When the last beat was sent, or CONNECTED came: the lease counts from there."""
+        self.beat_due = 0.0
+        """When the beat whose receipt is awaited was intended."""
+        self.watch_from = 0.0
+        self.online_at = 0.0
+        """When its last change to online was intended; `offline_at` likewise, and `offline_as` its metric."""
+        self.offline_at = 0.0
+        self.offline_as = "PUSH offline"
+
+    @property
+    def is_open(self) -> bool:
+        """CONNECTED has come, and nothing has ended the session since."""
+        return self.conn is not None and self.conn.is_open
+
+
+class Crowd:
+    """The users of one process; the handler of their connections.
+
+    Args:
+        users: Their ids.
+        watches: For the number of a watcher, the numbers of those it watches.
+        beat_receipts: Share of the heartbeats that ask for a receipt, 0 to 1.
+        period: Longest time between two beats in s; when it may exceed the lease, users go offline in between.
+        sheltered: The server is restarted by the scenario: that it closes with 1001 and then refuses connections is
+            counted, but is no failure, and what a session cannot do meanwhile was not intended.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        target: Target,
+        ledger: Ledger,
+        metrics: Metrics,
+        users: Sequence[str],
+        watches: Mapping[int, Sequence[int]],
+        *,
+        addresses: Sequence[tuple[str, int]],
+        beat_receipts: float = 0.1,
+        period: float = 30.0,
+        sheltered: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.engine = engine
+        self.target = target
+        self.ledger = ledger
+        self.metrics = metrics
+        self.sessions = [Session(number, user) for number, user in enumerate(users)]
+        self.by_user = {session.user: session for session in self.sessions}
+        self.watches = watches
+        self.counts: Counter[str] = Counter()
+        """`offered` and `made` actions; what went wrong, by cause."""
+        self.quiet = False
+        """No more comings and goings; only heartbeats."""
+        self._addresses = addresses
+        self._receipts = beat_receipts
+        self._risky = period >= target.lease
+        self._sheltered = sheltered
+        self._dice = random.Random(seed)
+        self._beat = engine.prepare("SEND", _HEARTBEAT)
+        self._beat_with_receipt = engine.prepare("SEND", {**_HEARTBEAT, "receipt": "b"})
+        self._subscribe = engine.prepare("SUBSCRIBE", {"id": "0", "destination": "/user/queue/online-status"})
+        self._dialling: dict[Connection, float] = {}
+        """Connection to the moment at which it is given up; in this order."""
+        engine.at(engine.now() + _SWEEP, self._sweep)
+
+    @property
+    def present(self) -> int:
+        """Sessions that are connected."""
+        return sum(session.is_open for session in self.sessions)
+
+    @property
+    def wanted(self) -> int:
+        """Sessions that are to be connected."""
+        return sum(session.wanted for session in self.sessions)
+
+    # What is intended.
+
+    def follow(self, actions: Iterator[Action], start: float) -> None:
+        """Does what a schedule says from `start` on. One action waits at a time, so that it may be endless."""
+        action = next(actions, None)
+        if action is not None:
+            self.engine.at(start + action.at, self._act, action, actions, start)
+
+    def _act(self, action: Action, actions: Iterator[Action], start: float) -> None:
+        self.follow(actions, start)
+        session, intended = self.sessions[action.session], start + action.at
+        if action.kind == "beat":
+            self.beat(session, intended)
+        elif not self.quiet:
+            if action.kind == "connect":
+                self.connect(session, intended)
+            else:
+                self.leave(session, intended, self._dice.choices(("disconnect", "lost", "signed-off"), (7, 2, 1))[0])
+
+    def connect(self, session: Session, intended: float) -> None:
+        """The user comes."""
+        self.counts["offered"] += 1
+        session.wanted, session.muted = True, False
+        if session.conn is None:
+            self.counts["made"] += 1
+            self._dial(session, intended)
+
+    def beat(self, session: Session, intended: float) -> None:
+        """The user says that it is there; one that should be and is not makes the beat count as not made."""
+        if not session.wanted or session.muted:
+            return
+        conn = session.conn
+        if conn is None or not conn.is_open:
+            # One that is still connecting has nothing to keep; one that lost its connection has.
+            self.counts["offered"] += conn is None and not self._sheltered
+            return
+        self.counts["offered"] += 1
+        self.counts["made"] += 1
+        now = self.engine.now()
+        if not session.beat_due and self._dice.random() < self._receipts:
+            session.beat_due = intended
+            self.counts["receipts asked"] += 1
+            conn.send_prepared(self._beat_with_receipt)
+        else:
+            conn.send_prepared(self._beat)
+        if not self.ledger.is_online(session.user):
+            session.online_at = intended
+        session.beat_at = now
+        self.ledger.beat(session.user, str(session.visit), now)
+        if self._risky:
+            self._may_expire(session)
+
+    def leave(self, session: Session, intended: float, how: str = "disconnect") -> None:
+        """The user goes.
+
+        Args:
+            how: `disconnect`; `signed-off` and then closed; or `lost`, the TCP connection without a word.
+        """
+        session.wanted = False
+        conn = session.conn
+        if conn is None or not conn.is_open:
+            return  # when CONNECTED comes, it will leave
+        self.counts["offered"] += 1
+        self.counts["made"] += 1
+        if how == "signed-off" and not session.muted:
+            self.sign_off(session, intended)
+        session.conn = conn.owner = None
+        now = self.engine.now()
+        self.ledger.watcher_gone(session.user, now)
+        if not session.muted:
+            self._went(session, intended, "PUSH offline-by-loss" if how == "lost" else "PUSH offline")
+        self.ledger.session_ended(session.user, str(session.visit), now, how)
+        if how == "disconnect":
+            conn.close()
+        else:
+            conn.drop()
+
+    def sign_off(self, session: Session, intended: float) -> None:
+        """The user says that it is offline, and stays connected."""
+        if session.conn is None or not session.is_open or session.muted:
+            return
+        self.counts["offered"] += 1
+        self.counts["made"] += 1
+        session.muted = True
+        self._went(session, intended, "PUSH offline")
+        session.conn.send("SEND", {"destination": "/app/online-status", **_JSON}, '{"online": false}')
+        self.ledger.session_ended(session.user, str(session.visit), self.engine.now(), "signed-off")
+
+    def sign_on(self, session: Session, intended: float) -> None:
+        """The user says that it is online again."""
+        if session.conn is None or not session.is_open or not session.muted:
+            return
+        self.counts["offered"] += 1
+        self.counts["made"] += 1
+        session.muted = False
+        session.visit += 1
+        session.online_at = intended
+        session.beat_at = self.engine.now()
+        session.conn.send("SEND", {"destination": "/app/online-status", **_JSON}, '{"online": true}')
+        self.ledger.session_opened(session.user, str(session.visit), session.beat_at)
+        if self._risky:
+            self._may_expire(session)
+
+    def mute(self, session: Session) -> None:
+        """The user stops beating, its connection open: its lease will end."""
+        if session.is_open and not session.muted:
+            session.muted = True
+            self._may_expire(session)
+
+    def unmute(self, session: Session, intended: float) -> None:
+        """The user beats again, now."""
+        session.muted = False
+        self.beat(session, intended)
+
+    def stall(self, session: Session) -> None:
+        """The user neither reads nor sends anything more: nobody can say what it has been told."""
+        if session.conn is not None and session.is_open:
+            session.muted = True
+            session.conn.freeze()
+            self.ledger.watcher_gone(session.user, self.engine.now())
+
+    def _went(self, session: Session, at: float, metric: str) -> None:
+        session.offline_at, session.offline_as = at, metric
+
+    def _may_expire(self, session: Session) -> None:
+        end = session.beat_at + self.target.lease
+        self._went(session, end, "PUSH offline-by-expiry")
+        self.ledger.session_ended(session.user, str(session.visit), end, "expiry")
+
+    # Connecting.
+
+    def _dial(self, session: Session, intended: float) -> None:
+        if session.conn is not None or not session.wanted or self.quiet:
+            return
+        self.counts["connects"] += 1
+        session.intended = session.online_at = intended
+        number = session.number % len(self._addresses)
+        path = self.target.instances[number].path
+        token = self.target.token(session.user)
+        upgrade, connect = {}, {}
+        if self.target.token_in == "upgrade":  # noqa: S105
+            upgrade, token = {"Authorization": f"Bearer {token}"}, ""
+        elif self.target.token_in == "passcode":  # noqa: S105
+            connect, token = {"login": session.user, "passcode": token}, ""
+        conn = self.engine.connect(self._addresses[number], path, self, token=token, upgrade=upgrade, connect=connect)
+        conn.owner = session
+        session.conn = conn
+        self._dialling[conn] = self.engine.now() + CONNECT_LIMIT
+
+    def _redial(self, session: Session, at: float) -> None:
+        """Tries again, ever more rarely, and at random: all who lost their connection shall not return together."""
+        if not session.wanted or self.quiet:
+            return
+        when = at + self._dice.uniform(0.0, min(LONGEST_PAUSE, 2.0**session.tries))
+        session.tries += 1
+        self.counts["reconnects"] += 1
+        self.engine.at(when, self._dial, session, when)
+
+    def _sweep(self) -> None:
+        now = self.engine.now()
+        for conn in [conn for conn, limit in self._dialling.items() if limit <= now]:
+            conn.drop()
+            self._failed(conn, TimedOut(f"not connected within {CONNECT_LIMIT:g} s"), now)
+        self.engine.at(now + _SWEEP, self._sweep)
+
+    def _failed(self, conn: Connection, error: Exception, at: float) -> None:
+        del self._dialling[conn]
+        session: Session = conn.owner
+        session.conn = conn.owner = None
+        self.counts["connect failures"] += 1
+        self.counts[f"refused: {error}"] += 1
+        if not self._sheltered:
+            self.metrics.failed("STOMP CONNECTED" if conn.upgraded_at else "WS connect", error, at - session.intended)
+        self._redial(session, at)
+
+    # What the connections tell.
+
+    def on_connected(self, conn: Connection, at: float) -> None:
+        del self._dialling[conn]
+        session: Session = conn.owner
+        session.visit += 1
+        session.tries = 0
+        session.beat_at, session.beat_due = at, 0.0
+        self.counts["connected"] += 1
+        self.ledger.session_opened(session.user, str(session.visit), at)
+        self.metrics.record("WS connect", conn.upgraded_at - session.intended)
+        self.metrics.record("STOMP CONNECTED", at - session.intended)
+        if not session.wanted:
+            return self.leave(session, at)
+        if self._risky:
+            self._may_expire(session)
+        conn.send_prepared(self._subscribe)
+        friends = [self.sessions[number].user for number in self.watches.get(session.number, ())]
+        session.watch_from = at
+        for start in range(0, len(friends), _IDS):
+            last = start + _IDS >= len(friends)
+            headers = {"destination": "/app/presence.subscribe", **_JSON} | ({"receipt": "w"} if last else {})
+            conn.send("SEND", headers, json.dumps({"userIds": friends[start : start + _IDS]}))
+
+    def on_receipt(self, conn: Connection, receipt_id: str, at: float) -> None:
+        session: Session | None = conn.owner
+        if session is None:
+            return
+        if receipt_id == "b":
+            self.counts["receipts got"] += 1
+            self.metrics.record("STOMP heartbeat", at - session.beat_due)
+            session.beat_due = 0.0
+        elif receipt_id == "w":
+            self.metrics.record("STOMP watch", at - session.watch_from)
+            for number in self.watches[session.number]:
+                self.ledger.watching(session.user, self.sessions[number].user, at)
+
+    def on_message(self, conn: Connection, headers: Mapping[str, str], body: str, at: float) -> None:
+        session: Session | None = conn.owner
+        if session is None:
+            return
+        notice = json.loads(body)
+        user, online, snapshot = notice["userId"], notice["online"], "snapshot" in notice
+        self.counts["messages"] += 1
+        self.ledger.told(session.user, user, online, notice["version"], snapshot, at)
+        of = None if snapshot else self.by_user.get(user)
+        if of is None:
+            return
+        since, name = (of.online_at, "PUSH online") if online else (of.offline_at, of.offline_as)
+        # One that contradicts the truth is the ledger's affair; it would be timed from a change of long ago.
+        if since and (at - since < self.target.lease or self.ledger.is_online(user) == online):
+            self.metrics.record(name, at - since, length=len(body))
+
+    def on_error(self, conn: Connection, message: str, at: float) -> None:
+        self.counts[f"ERROR: {message}"] += 1
+        self.metrics.failed("STOMP session", StompError(message))
+
+    def on_closed(self, conn: Connection, code_or_reason: str, at: float) -> None:
+        session: Session | None = conn.owner
+        if session is None:
+            return
+        session.conn = conn.owner = None
+        user, visit = session.user, str(session.visit)
+        self.counts[f"closed: {code_or_reason}"] += 1
+        self.ledger.watcher_gone(user, at)
+        if code_or_reason == "1001":
+            self.ledger.session_ended(user, visit, min(at + DRAIN, session.beat_at + self.target.lease), "drained")
+        elif code_or_reason.isdigit():
+            self._went(session, at, "PUSH offline-by-loss")
+            self.ledger.session_ended(user, visit, at, "lost")
+        else:
+            # The server was killed, as far as one can see from here: then it is the lease that ends the session.
+            self._may_expire(session)
+        if not (self._sheltered and code_or_reason == "1001"):
+            self.metrics.failed("STOMP session", Closed(code_or_reason))
+        session.muted = False
+        self._redial(session, at)
+
+    def on_refused(self, conn: Connection, reason: str, at: float) -> None:
+        self._failed(conn, Refused(reason), at)

@@ -1,0 +1,439 @@
+"""Who had to be told of which change of status, and what they were told. Pure: no clock, no I/O.
+
+The truth is made by the harness itself: it knows when it connected, beat and left. Each edge of a user's truth is due
+at everyone who watches the user then. It is *received* as itself, *cancelled* by a later opposite edge or replaced by a
+newer one before it could be told, or *missing*; these three make up *expected*.
+
+An edge costs no more for a user with many watchers: it is written once to the user's log, and a watcher's place in the
+log moves on when it is told something. Watchers who know the same share one object, so that a pair of watcher and user
+costs little more than its entry in a dict.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import inf
+from typing import Any, NamedTuple, Self
+
+from loadtest.metrics import Histogram
+
+_KINDS = {"signed-off": "disconnect"}  # both end a session at once, and are one number in the report
+_DATED_AHEAD = frozenset({"expiry", "drained"})  # a lease ends without anyone doing anything: it is told beforehand
+_EARLY_OFFLINE = 1.0
+"""Seconds that "offline" may come before the harness has noticed the loss itself. "online" has `late`: under load the
+answer to the CONNECT may wait behind others while the watchers have long been told."""
+_UNDER_WAY = 1.0
+"""Seconds that notices of several quick changes may be under way when a watch is confirmed."""
+_LOG = 64
+"""Edges of one user that are kept before those that nobody waits for are dropped."""
+
+
+@dataclass(slots=True)
+class LedgerResult:
+    """What came of it; the results of several workers, or of several steps, add up."""
+
+    expected: int = 0
+    """Edges times watchers: received + missing + cancelled."""
+    received: int = 0
+    late: int = 0
+    """Of the received: more than `late` seconds after the edge. And what came after it was judged missing."""
+    missing: int = 0
+    duplicated: int = 0
+    """Notices that did not turn the state round."""
+    out_of_order: int = 0
+    """Notices with a version below the one before."""
+    unexpected: int = 0
+    """Told a state that the truth did not have, or of a user that is not watched."""
+    cancelled: int = 0
+    ghost_seconds: float = 0.0
+    """Shown online while the truth was offline; over all pairs of watcher and user."""
+    false_offline_seconds: float = 0.0
+    """Shown offline while the truth was online; over all pairs."""
+    checked: int = 0
+    """States from REST that were compared with the truth."""
+    contradicted: int = 0
+    """Of these: neither true when asked nor when answered."""
+    notice: dict[str, Histogram] = field(default_factory=dict)
+    """Time to notice in µs, by `connect`, `revived`, `disconnect`, `lost`, `expiry`, `drained`."""
+
+    def __add__(self, other: LedgerResult) -> LedgerResult:
+        numbers = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "notice"}
+        kinds = sorted({*self.notice, *other.notice})
+        nothing = Histogram()
+        notice = {kind: self.notice.get(kind, nothing) + other.notice.get(kind, nothing) for kind in kinds}
+        return LedgerResult(**numbers, notice=notice)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's own types; the histograms encoded."""
+        numbers = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "notice"}
+        return numbers | {"notice": {kind: histogram.encode() for kind, histogram in sorted(self.notice.items())}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The result back from `to_dict`."""
+        notice = {kind: Histogram.decode(text) for kind, text in data["notice"].items()}
+        return cls(**{**data, "notice": notice})
+
+
+class _Edge(NamedTuple):
+    at: float
+    online: bool
+    how: str
+
+
+class _Pair(NamedTuple):
+    """What one watcher knows of one user. Never changed, so that watchers who know the same share it."""
+
+    next: int
+    """Number of the first edge that is not settled here."""
+    online: bool
+    version: int
+    since: float = 0.0
+    """From when a wrong state counts, when it is wrong already; s."""
+    early: bool = False
+    """The state is ahead of the truth: an edge must follow soon, or it was none."""
+
+
+class _User:
+    __slots__ = ("base", "edges", "end", "heard", "sessions", "shared", "watchers")
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, float | None] = {}
+        """Session to the end of its lease, where that is known; s. One that is past may still be revived."""
+        self.heard = False
+        self.edges: list[_Edge] = []
+        self.base = 0
+        """Number of the first edge that is kept."""
+        self.watchers: dict[str, _Pair] = {}
+        self.shared = _Pair(0, online=False, version=-1)
+
+        self.end = 0
+        """Number of the next edge."""
+
+    def keep(self, watcher: str, pair: _Pair) -> None:
+        if pair.next == self.end and pair.online == self.heard:
+            pair = _Pair(pair.next, pair.online, pair.version)
+        if pair != self.shared:
+            self.shared = pair
+        self.watchers[watcher] = self.shared
+
+
+class Ledger:
+    """The truth, and who was told what.
+
+    Times are `time.monotonic()` seconds. Calls come in the order in which things happened to the harness; a moment may
+    lie a little before the one of the call before. Only the end of a lease may lie ahead.
+
+    Args:
+        late: Seconds after which a notice that came is late.
+    """
+
+    def __init__(self, *, late: float = 5.0) -> None:
+        self._late = late
+        self._users: dict[str, _User] = {}
+        self._watched: dict[str, list[str]] = {}
+        self._snapshots: dict[str, dict[str, tuple[bool, int]]] = {}
+        """Watcher to user to `(online, version)`: told before the receipt that confirms the watch."""
+        self._ends: list[tuple[float, str, str, str]] = []
+        """Heap of `(at, user, session, how)`; one that no longer holds is passed over."""
+        self._amnesty = -inf
+        self._unsettled: set[str] = set()
+        self._result = LedgerResult()
+
+    # The truth.
+
+    def session_opened(self, user: str, session: str, at: float) -> None:
+        """CONNECTED was read, or a session that had signed off says it is online again."""
+        self._pass_to(at)
+        record = self._user(user)
+        record.sessions[session] = None
+        self._edge(user, record, at, "connect")
+
+    def session_ended(self, user: str, session: str, at: float, how: str) -> None:
+        """The session is over.
+
+        Args:
+            how: `disconnect`, `signed-off`, `lost` (TCP); `expiry`, with `at` = last beat + lease, or `drained`, with
+                `at` = planned stop + drain: these two may lie ahead, and a beat or a new session undoes them till then.
+        """
+        self._pass_to(at if how not in _DATED_AHEAD else -inf)
+        record = self._user(user)
+        if session not in record.sessions:
+            return
+        if how in _DATED_AHEAD:
+            rest = record.sessions[session]
+            if rest is not None and rest <= at:
+                return  # a lease grows by beats alone
+            record.sessions[session] = at
+            heapq.heappush(self._ends, (at, user, session, how))
+        else:
+            del record.sessions[session]
+            self._edge(user, record, at, how)
+
+    def beat(self, user: str, session: str, at: float) -> None:
+        """A heartbeat was sent. It keeps a lease, or revives the session when the lease is over."""
+        self._pass_to(at)
+        record = self._user(user)
+        if record.sessions.get(session) is None:
+            return  # nothing of this lease's end is known; or the session has ended for good
+        record.sessions[session] = None
+        self._edge(user, record, at, "revived")
+
+    def amnesty(self, until: float) -> None:
+        """No lease ends before `until`: after a planned stop, or when the store was away, all have time to return."""
+        self._amnesty = max(self._amnesty, until)
+
+    def is_online(self, user: str) -> bool:
+        """The truth, as far as it is known."""
+        return user in self._users and self._users[user].heard
+
+    def checked(self, user: str, online: bool, asked: float, at: float) -> None:
+        """REST said so at `at`, asked at `asked`: right if the truth had this state in between."""
+        self._pass_to(at)
+        record = self._user(user)
+        changed = record.edges[-1].at if record.edges else -inf
+        self._result.checked += 1
+        self._result.contradicted += record.heard != online and changed < asked - _EARLY_OFFLINE
+
+    # Watching.
+
+    def watching(self, watcher: str, user: str, at: float, online: bool | None = None) -> None:
+        """The receipt of the watch came: from now on changes are due.
+
+        Args:
+            online: The snapshot's state. What `told` heard of this user since then is newer, and goes first.
+        """
+        self._pass_to(at)
+        record = self._user(user)
+        known = self._snapshots.get(watcher, {}).pop(user, None)
+        if watcher in record.watchers:
+            return
+        state, version = known or (record.heard if online is None else online, -1)
+        self._watched.setdefault(watcher, []).append(user)
+        first = self._first_after(record, state, at)
+        early = first == record.end and state != record.heard
+        record.keep(watcher, _Pair(first, state, version, at, early))
+        if early or first < record.end:
+            self._unsettled.add(user)
+
+    def unwatched(self, watcher: str, user: str, at: float) -> None:
+        """The receipt of the unwatch came: nothing about this user may follow."""
+        self._pass_to(at)
+        self._snapshots.get(watcher, {}).pop(user, None)
+        if watcher in self._user(user).watchers:
+            self._watched[watcher].remove(user)
+            self._drop(watcher, user, at)
+
+    def watcher_gone(self, watcher: str, at: float) -> None:
+        """The watcher's connection is over. What it could still have been told in time was never due."""
+        self._pass_to(at)
+        self._snapshots.pop(watcher, None)
+        for user in self._watched.pop(watcher, ()):
+            self._drop(watcher, user, at)
+
+    def told(self, watcher: str, user: str, online: bool, version: int, snapshot: bool, at: float) -> None:
+        """A MESSAGE came; snapshots are told here too, also those before the receipt of the watch."""
+        self._pass_to(at)
+        record = self._user(user)
+        pair = record.watchers.get(watcher)
+        if pair is None:
+            known = self._snapshots.get(watcher, {}).get(user)
+            if not snapshot and (known is None or known[0] == online):
+                self._result.unexpected += known is None
+                self._result.duplicated += known is not None
+                return
+            self._snapshots.setdefault(watcher, {})[user] = (online, version)
+            return
+        if version <= pair.version and not (snapshot and version == 0 < pair.version):
+            if version < pair.version:
+                self._result.out_of_order += 1
+            elif online != pair.online:
+                self._result.unexpected += 1
+            else:
+                self._result.duplicated += not snapshot
+            return
+        self._unsettled.add(user)
+        pair = self._resolved(record, pair, at, inf)
+        self._count_wrong(record, pair, at)
+        # Changes from before the last word that took each other back: what did not come soon after it will not come.
+        n = pair.next
+        while n + 1 < record.end and record.edges[n + 1 - record.base].at < pair.since < at - _UNDER_WAY:
+            n += 2
+        self._judge(record, pair, n)
+        pair = pair._replace(next=n)
+        record.keep(watcher, self._after(record, pair, online, version, snapshot, at))
+
+    # The result.
+
+    def take(self, at: float) -> LedgerResult:
+        """What came of it since the last time; begins anew (a step of a run is over, the crowd stays).
+
+        What is not yet late is judged next time. A notice that comes after it was judged missing counts as late.
+        """
+        return self._settle_all(at, at - self._late)
+
+    def close(self, at: float) -> LedgerResult:
+        """The same for good: whatever has not come is missing. Wait for `late` seconds without a change before."""
+        return self._settle_all(at, inf)
+
+    def _settle_all(self, at: float, before: float) -> LedgerResult:
+        self._pass_to(at)
+        unsettled, self._unsettled = self._unsettled, set()
+        for user in unsettled:
+            self._settle_user(user, self._users[user], at, before)
+        result, self._result = self._result, LedgerResult()
+        return result
+
+    def _settle_user(self, user: str, record: _User, at: float, before: float) -> None:
+        for watcher, pair in record.watchers.items():
+            if pair.next == record.end and pair.online == record.heard:
+                continue
+            settled = self._settled(record, pair, at, before)
+            record.keep(watcher, settled)
+            if settled.next < record.end or settled.online != record.heard:
+                self._unsettled.add(user)
+        done = min((pair.next for pair in record.watchers.values()), default=record.end)
+        # What is young stays: notices of it may be under way to someone whose watch is confirmed only now.
+        while done > record.base and record.edges[done - 1 - record.base].at > at - self._late:
+            done -= 1
+        if done > record.base:
+            del record.edges[: done - record.base]
+            record.base = done
+
+    def _first_after(self, record: _User, state: bool, at: float) -> int:
+        """The first edge that a snapshot of `state`, confirmed at `at`, may have been made before."""
+        first = record.end
+        for n in range(record.end - 1, record.base - 1, -1):
+            edge = record.edges[n - record.base]
+            if at - edge.at > (self._late if n == record.end - 1 else _UNDER_WAY):
+                break
+            if edge.online != state:
+                first = n
+        return first
+
+    def _settled(self, record: _User, pair: _Pair, at: float, before: float) -> _Pair:
+        pair = self._resolved(record, pair, at, before)
+        if pair.early:
+            return pair
+        self._count_wrong(record, pair, at)
+        upto = pair.next
+        while upto < record.end and record.edges[upto - record.base].at <= before:
+            upto += 1
+        if pair.next < upto < record.end:
+            edge, opposite = record.edges[upto - 1 - record.base : upto + 1 - record.base]
+            if edge.online != pair.online and opposite.at - edge.at <= self._late:
+                upto -= 1  # the two are judged together
+        self._judge(record, pair, upto)
+        return pair._replace(next=upto, since=at)
+
+    def _after(self, record: _User, pair: _Pair, online: bool, version: int, snapshot: bool, at: float) -> _Pair:
+        """The pair after a state with a new version was told: which edge is it?"""
+        same = [n for n in range(pair.next, record.end) if record.edges[n - record.base].online == online]
+        if same:
+            # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order.
+            n = next((n for n in same if at - record.edges[n - record.base].at <= self._late), same[0])
+            self._judge(record, pair, n)
+            self._receive(record.edges[n - record.base], at)
+            return _Pair(n + 1, online, version, at)
+        if online == pair.online and (snapshot or (online == record.heard and pair.next == record.end)):
+            self._result.duplicated += not snapshot
+            return pair._replace(version=version, since=at)
+        # Edges that led away from the state just told were passed over, or this state is false.
+        self._judge(record, pair, record.end)
+        if online == record.heard:
+            self._result.late += not snapshot
+            return _Pair(record.end, online, version)
+        return _Pair(record.end, online, version, at, early=True)
+
+    def _resolved(self, record: _User, pair: _Pair, at: float, before: float) -> _Pair:
+        """The pair once it is known whether an early notice had its edge; what is younger than `before` can wait."""
+        if not pair.early:
+            return pair
+        allowed = self._late if pair.online else _EARLY_OFFLINE
+        if pair.next < record.end:
+            edge = record.edges[pair.next - record.base]
+            if edge.online == pair.online and edge.at - pair.since <= allowed:
+                self._receive(edge, edge.at)
+                return _Pair(pair.next + 1, pair.online, pair.version, edge.at)
+        elif pair.since > before:
+            return pair
+        self._result.unexpected += 1
+        return pair._replace(early=False)
+
+    def _judge(self, record: _User, pair: _Pair, upto: int) -> None:
+        """Settles the edges from the pair's next up to `upto`, none of which was told."""
+        if pair.next >= upto:
+            return
+        edges = record.edges[pair.next - record.base : upto - record.base]
+        for i, edge in enumerate(edges):
+            opposite = edges[i + 1] if i + 1 < len(edges) else None
+            # An edge back to what the watcher is shown needs no telling; one away from it must be taken back soon.
+            if edge.online == pair.online or (opposite is not None and opposite.at - edge.at <= self._late):
+                self._result.cancelled += 1
+            else:
+                self._result.missing += 1
+            self._result.expected += 1
+
+    def _receive(self, edge: _Edge, at: float) -> None:
+        self._result.expected += 1
+        self._result.received += 1
+        self._result.late += at - edge.at > self._late
+        kind = _KINDS.get(edge.how, edge.how)
+        histogram = self._result.notice.get(kind)
+        if histogram is None:
+            histogram = self._result.notice[kind] = Histogram()
+        histogram.record((at - edge.at) * 1e6)
+
+    def _count_wrong(self, record: _User, pair: _Pair, at: float) -> None:
+        """Adds the time up to `at` for which the pair showed what was not so."""
+        edges = record.edges[pair.next - record.base :]
+        truth, since = (not edges[0].online if edges else record.heard), pair.since
+        wrong = 0.0
+        for edge in edges:
+            if truth != pair.online:
+                wrong += max(0.0, edge.at - since)
+            truth, since = edge.online, max(since, edge.at)
+        if truth != pair.online:
+            wrong += max(0.0, at - since)
+        if pair.online:
+            self._result.ghost_seconds += wrong
+        else:
+            self._result.false_offline_seconds += wrong
+
+    def _drop(self, watcher: str, user: str, at: float) -> None:
+        record = self._users[user]
+        pair = record.watchers.pop(watcher, None)
+        if pair is not None and (pair.next < record.end or pair.online != record.heard):
+            self._settled(record, pair, at, at - self._late)
+
+    def _edge(self, user: str, record: _User, at: float, how: str) -> None:
+        online = any(end is None or end > at for end in record.sessions.values())
+        if online == record.heard:
+            return
+        record.heard = online
+        record.edges.append(_Edge(at, online, how))
+        record.end += 1
+        self._unsettled.add(user)
+        if len(record.edges) >= _LOG:
+            self._settle_user(user, record, at, at - self._late)
+
+    def _pass_to(self, at: float) -> None:
+        """Ends the leases that are over by `at`."""
+        while self._ends and self._ends[0][0] <= at:
+            end, user, session, how = heapq.heappop(self._ends)
+            record = self._users[user]
+            if record.sessions.get(session) != end:
+                continue  # a beat kept it, or it ended otherwise
+            if end < self._amnesty:
+                record.sessions[session] = self._amnesty
+                heapq.heappush(self._ends, (self._amnesty, user, session, how))
+                continue
+            self._edge(user, record, end, how)
+
+    def _user(self, user: str) -> _User:
+        record = self._users.get(user)
+        if record is None:
+            record = self._users[user] = _User()
+        return record

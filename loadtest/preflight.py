@@ -1,0 +1,186 @@
+"""What is looked at before a run: each thing that would spoil it is one clear line, and nothing is started.
+
+The harness changes no setting of the machine; it says what there is and what is needed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import re
+import resource
+import socket
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from loadtest import sampling
+from loadtest.target import Instance, Target
+
+SPARE_FILES = 256
+"""Open files of a generator that are no session's."""
+
+SERVER_FILES = 512
+"""Open files that a process of the server started here keeps for itself."""
+
+_TIME = 5.0
+"""s: for an answer of the server."""
+
+USER = "loadtest-preflight"
+
+
+class PreflightError(Exception):
+    """The run cannot be: one line that says what is wrong and what would help."""
+
+
+def check(target: Target, sessions: int, *, processes: int = 1, sources: int | None = None) -> None:
+    """Look at the machine, then at every instance of the server.
+
+    Args:
+        sessions: how many are to be held at once, by all processes.
+        processes: of the generator.
+        sources: how many source addresses it uses; None: as many as it needs.
+
+    Raises:
+        PreflightError: something would spoil the run.
+    """
+    check_files(sessions, processes, file_limit())
+    first, last = sampling.ports()
+    check_ports(sessions, target.instances, last - first + 1, sources)
+    for instance in target.instances:
+        check_server(instance, target)
+
+
+def check_embedded(sessions: int, workers: int, limit: float) -> None:
+    """Whether a server started here can take so many: each of its processes keeps files for itself.
+
+    Raises:
+        PreflightError: it cannot.
+    """
+    there, enough = workers * (limit - SERVER_FILES), math.ceil(sessions / max(limit - SERVER_FILES, 1))
+    if sessions > there:
+        raise PreflightError(
+            f"nofile is too low for the server started here: {_processes(workers)} of it may have {max(there, 0):,g} "
+            f"sessions, by the hard limit of {limit:,g}: use --workers {enough}, or name a --target"
+        )
+
+
+def file_limit() -> float:
+    """The open files that a process of ours may have, raised to the hard limit for all that is started from here."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return math.inf if hard == resource.RLIM_INFINITY else hard
+
+
+def check_files(sessions: int, processes: int, limit: float) -> None:
+    """Whether each process may open a socket for each of its sessions.
+
+    Raises:
+        PreflightError: it may not.
+    """
+    each = math.ceil(sessions / processes)
+    if each + SPARE_FILES <= limit:
+        return
+    enough = math.ceil(sessions / max(limit - SPARE_FILES, 1)) if limit > SPARE_FILES else None
+    help_ = f", or use --processes {enough}" if enough and enough <= 64 else ""
+    raise PreflightError(
+        f"nofile is too low: {sessions:,} sessions in {_processes(processes)} need {each + SPARE_FILES:,} open files "
+        f"each, the hard limit is {limit:,g}: raise it (ulimit -Hn){help_}"
+    )
+
+
+def check_ports(sessions: int, instances: Sequence[Instance], ports: int, sources: int | None) -> None:
+    """Whether there are ports enough for so many connections to so many listeners.
+
+    Args:
+        ports: how many the system gives to clients of one address.
+        sources: source addresses; None: the harness takes what it needs of 127.0.0.0/8, where the server is there.
+
+    Raises:
+        PreflightError: there are not.
+    """
+    if sources is None:
+        if all(sampling.is_local(one.host) for one in instances):
+            return
+        sources = 1
+    there = ports * sources * len(instances)
+    if sessions <= there:
+        return
+    needed = math.ceil(sessions / (ports * len(instances)))
+    raise PreflightError(
+        f"too few ports: {sessions:,} sessions, but only {there:,} ports ({ports:,} from each of {sources} source "
+        f"address{'es' if sources > 1 else ''} to {len(instances)} listener{'s' if len(instances) > 1 else ''}): "
+        f"use {needed} source addresses, or widen net.ipv4.ip_local_port_range"
+    )
+
+
+def check_server(instance: Instance, target: Target) -> None:
+    """Whether a server of the contract is there, takes our tokens, and opens WebSockets.
+
+    Raises:
+        PreflightError: no, and why.
+    """
+    token = target.token(USER)
+    status, body = _get(instance, token)
+    address = f"{instance.http}: "
+    if status == 401:
+        raise PreflightError(f"{address}wrong token: it refuses what [token] makes (401{_detail(body)})")
+    if status == 503:
+        raise PreflightError(f"{address}it is up, but not ready (503{_detail(body)})")
+    if status != 200 or b"isOnline" not in body:
+        raise PreflightError(f"{address}no presence server: GET /api/presence/check/{USER} was answered {status}")
+    _open(instance, token)
+
+
+def _get(instance: Instance, token: str) -> tuple[int, bytes]:
+    parts = urlsplit(instance.http)
+    assert parts.hostname is not None
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIME)
+    try:
+        connection.request(
+            "GET", f"{parts.path}/api/presence/check/{USER}", headers={"Authorization": f"Bearer {token}"}
+        )
+        answer = connection.getresponse()
+        return answer.status, answer.read(65_536)
+    except (OSError, http.client.HTTPException) as error:
+        raise PreflightError(f"{instance.http}: the target is down: {_reason(error)}") from error
+    finally:
+        connection.close()
+
+
+def _open(instance: Instance, token: str) -> None:
+    """Open a WebSocket and close it: no CONNECT, so that nobody goes online."""
+    request = (
+        f"GET {instance.path} HTTP/1.1\r\nHost: {instance.host}:{instance.port}\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Key: bG9hZHRlc3QgcHJlZmxpZw==\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Protocol: v12.stomp\r\nAuthorization: Bearer {token}\r\n\r\n"
+    )
+    where = f"ws://{instance.host}:{instance.port}{instance.path}"
+    try:
+        with socket.create_connection((instance.host, instance.port), timeout=_TIME) as sock:
+            sock.sendall(request.encode())
+            line = sock.makefile("rb").readline(1024).decode("latin-1").strip()
+    except OSError as error:
+        raise PreflightError(f"{where}: the target is down: {_reason(error)}") from error
+    if not re.match(r"HTTP/1\.1 101\b", line):
+        raise PreflightError(f"{where}: no WebSocket: the upgrade was answered {line or 'with nothing'!r}")
+
+
+def _detail(body: bytes) -> str:
+    try:
+        detail = json.loads(body)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f": {detail}" if isinstance(detail, str) else ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_TIME:g} s"
+    if isinstance(error, socket.gaierror):
+        return "its name is not known"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _processes(count: int) -> str:
+    return f"{count} processes" if count > 1 else "one process"

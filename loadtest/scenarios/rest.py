@@ -1,0 +1,59 @@
+"""REST beside the crowd: `friends`, `batch` and `check`, and what they say is held against the truth."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import gevent  # type: ignore[import-untyped]
+
+from loadtest.fleet import FleetUser
+from loadtest.probe import ProbeUser, RestClient, timed
+from loadtest.workload import arrivals
+
+__all__ = ["ProbeUser", "Rest"]
+
+_BATCH = 50  # ids
+
+
+class Rest(FleetUser):
+    """How long do REST's answers take, and are they true?"""
+
+    stay = 300.0
+
+    def script(self) -> None:
+        self.arrive()
+        self.phase("REST mix")
+        self._idle = [RestClient(instance) for instance in self.crowd.target.instances]
+        start = self.crowd.engine.now()
+        rate = self.options.rest_rate / self.processes
+        for at in arrivals(rate, 0.0, math.inf, dice=random.Random(self.seed)):
+            gevent.sleep(max(0.0, start + at - self.crowd.engine.now()))
+            self.crowd.counts["offered"] += 1
+            # A greenlet for each: a slow answer holds up no later request.
+            gevent.spawn(self._ask, start + at)
+        self.wait_for_ever()
+
+    def _ask(self, intended: float) -> None:
+        kind = self.dice.choices(("friends", "batch", "check"), (5, 3, 2))[0]
+        client = self._idle.pop(0) if self._idle else RestClient(self.dice.choice(self.crowd.target.instances))
+        self.crowd.counts["made"] += 1
+        timed(self.recording.metrics, f"REST {kind}", lambda: self._compare(client, kind), intended)
+        self._idle.append(client)
+
+    def _compare(self, client: RestClient, kind: str) -> None:
+        users = [session.user for session in self.dice.sample(self.crowd.sessions, min(_BATCH, self.size))]
+        token = self.crowd.target.token(users[0])
+        asked = self.crowd.engine.now()
+        answer: dict[str, Any]
+        if kind == "batch":
+            answer = client.request("POST", "/api/presence/batch", token, users)
+        elif kind == "friends":
+            answer = client.request("GET", "/api/presence/friends", token)
+        else:
+            answer = {users[0]: client.request("GET", f"/api/presence/check/{users[0]}", token)}
+        at = self.crowd.engine.now()
+        for user, said in answer.items():
+            if user in self.crowd.by_user:
+                self.ledger.checked(user, said["isOnline"], asked, at)

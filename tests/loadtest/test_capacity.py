@@ -1,0 +1,114 @@
+"""The search, over a made-up server."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtest.capacity import Plan, Trial, least_hold, limited_by, rounded, search
+from loadtest.run import Step
+
+PLAN = Plan(start=1_000, maximum=20_000, growth=1.5, resolution=0.08, hold=120, long_hold=900, storm=180)
+
+
+def server(holds, *, long=None, storm=None, generator=10**9):
+    """A server that holds so many, fewer for long or through a storm; its generator can do so many."""
+    limits = {"step": holds, "long hold": long or holds, "storm": storm or holds}
+
+    def run(sessions, seconds, kind):
+        broken = f"p99 was 2 s at {sessions}" if sessions > limits[kind] else None
+        invalid = "The generator was the limit." if sessions > generator else None
+        return Trial(sessions, kind, Step(sessions=sessions, seconds=seconds, breach=broken), invalid)
+
+    return run
+
+
+def loads(found, kind="step"):
+    return [trial.sessions for trial in found.trials if trial.kind == kind]
+
+
+@pytest.mark.parametrize("holds", [1_000, 1_300, 4_700, 9_999, 15_000])
+def test_finds_what_the_server_holds(holds):
+    found = search(PLAN, server(holds))
+
+    assert found.confirmed and not found.floor
+    assert holds * (1 - PLAN.resolution) * 0.98 <= found.sessions <= holds
+
+
+def test_steps_up_then_bisects_then_confirms():
+    found = search(PLAN, server(4_000))
+
+    assert loads(found) == [1_000, 1_500, 2_200, 3_300, 5_000, 4_200, 3_800, 4_000]
+    assert [(one.kind, one.sessions) for one in found.trials[-2:]] == [("long hold", 4_000), ("storm", 4_000)]
+    assert {one.step.seconds for one in found.trials[:-2]} == {120}
+    assert [one.step.seconds for one in found.trials[-2:]] == [900, 180]
+    assert found.stopped == "at 5,000 sessions p99 was 2 s at 5000"
+
+
+def test_the_most_that_was_asked_for_is_a_floor():
+    found = search(PLAN, server(10**6))
+
+    assert (found.sessions, found.floor, found.confirmed) == (20_000, True, True)
+    assert "most that was asked for" in found.stopped
+
+
+def test_a_generator_at_its_limit_makes_it_a_floor():
+    found = search(PLAN, server(10**6, generator=3_000))
+
+    assert found.floor and found.confirmed and found.sessions <= 3_000
+    assert "the generator was the limit" in found.stopped
+
+
+def test_what_is_not_held_long_is_tried_with_less():
+    found = search(PLAN, server(4_000, long=3_500))
+
+    assert loads(found, "long hold") == [4_000, 3_600, 3_200]
+    assert found.sessions == 3_200 and found.confirmed
+    assert found.stopped.startswith("the long hold at 3,600 sessions was not kept")
+
+
+def test_a_storm_that_breaks_it_lowers_it_too():
+    found = search(PLAN, server(4_000, storm=3_700))
+
+    assert (found.sessions, loads(found, "storm")) == (3_600, [4_000, 3_600])
+
+
+def test_a_first_step_too_high_is_searched_downwards():
+    found = search(PLAN, server(400))
+
+    assert found.confirmed and 350 <= found.sessions <= 400
+
+
+def test_a_server_that_holds_nothing_is_given_up_soon():
+    found = search(PLAN, server(0))
+
+    assert (found.sessions, found.confirmed) == (0, False)
+    assert len(found.trials) <= 6 and not loads(found, "long hold")
+
+
+def test_what_is_never_confirmed_is_no_capacity():
+    found = search(PLAN, server(4_000, long=100))
+
+    assert (found.sessions, found.confirmed) == (0, False)
+    assert len(loads(found, "long hold")) == PLAN.attempts
+
+
+def test_a_step_is_held_for_a_lease_and_two_heartbeats():
+    assert least_hold(60, 30) == 120
+
+
+def test_loads_are_round_numbers():
+    assert [rounded(n) for n in (7, 84.4, 104, 3_375, 16_800)] == [7, 84, 100, 3_400, 17_000]
+
+
+def test_says_what_was_full():
+    def step(**resources):
+        return Step(sessions=1, seconds=1, resources=resources)
+
+    assert limited_by(step(server_cpu_percent=60, server_busiest_cpu_percent=97)) == (
+        "the CPU of a process of the server (97 % of a core)"
+    )
+    assert limited_by(step(server_cpu_percent=130, server_busiest_cpu_percent=66), processes=2) is None
+    assert "generator" in (limited_by(step(server_cpu_percent=10, generator_cpu_percent=96)) or "")
+    overflowing = step(server_cpu_percent=10)
+    overflowing.counts["listen_overflows"] = 12
+    assert "listening socket (12 overflows)" in (limited_by(overflowing) or "")

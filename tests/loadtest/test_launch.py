@@ -1,0 +1,120 @@
+"""What becomes of a scenario's data: judged, sampled, and several as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadtest import launch
+from loadtest.launch import Job
+from loadtest.run import Phase
+from loadtest.target import Instance, Target
+from tests.loadtest.one_step import one_step
+
+
+def job(sessions=1_000, hosts=("127.0.0.1",), **fields):
+    instances = [Instance(f"http://{host}:80", host, 80, "/ws") for host in hosts]
+    target = Target(instances=instances, secret="x" * 32)
+    return Job(
+        scenario="steady", target=target, sessions=sessions, seconds=60, folder=Path("reports"), name="a", **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "code"),
+    [
+        (one_step(), 0),
+        (one_step(ms=300), 1),
+        (one_step(missing=1, received=1_999), 1),
+        (one_step(missing=1), 2),  # the books do not balance
+    ],
+)
+def test_the_exit_code_tells_kept_from_breached_from_invalid(run, code):
+    launch.judge(run, "p99<250ms, lost=0, false-offline=0")
+
+    assert launch.exit_code(run) == code
+    assert run.ok is (code == 0)
+    assert run.verdict.startswith("100 sessions at 100 actions/s")
+
+
+def test_what_cannot_be_told_makes_the_run_invalid():
+    run = one_step()
+    launch.judge(run, "STOMP CONNECTED p50<1s")
+
+    assert launch.exit_code(run) == 2
+    assert run.validity == [
+        ("fatal", "At 100 sessions STOMP CONNECTED p50 cannot be told: there were no samples of STOMP CONNECTED.")
+    ]
+
+
+def test_beyond_its_limit_a_server_makes_no_run_invalid():
+    # It took no connections, so fewer actions were made than intended; a step before it kept all.
+    kept, broken = one_step(), one_step(sessions=200, ms=300)
+    broken.steps[0].achieved = 50
+    whole = launch.joined("two", [kept, broken])
+    launch.judge(whole, "p99<250ms, lost=0")
+
+    assert launch.exit_code(whole) == 1
+    assert whole.validity == [("warning", "at 200 sessions: only 50.0 % of the intended actions were made (50.0/s).")]
+    launch.judge(broken, "p99<250ms, lost=0")
+    assert launch.exit_code(broken) == 2  # alone it is not known whether it was the server
+
+
+def test_a_generator_at_its_limit_is_at_fault():
+    step = one_step(ms=300).steps[0]
+    assert launch.generator_at_fault(step) is None
+    step.resources["generator_cpu_percent"] = 99
+    assert "generator was the limit" in (launch.generator_at_fault(step) or "")
+
+
+def test_several_runs_are_one_on_one_axis_of_time():
+    whole = launch.joined("two", [one_step(), one_step(started="2026-03-02T09:00:40.5Z", sessions=200)])
+
+    assert [step.sessions for step in whole.steps] == [100, 200]
+    assert whole.phases[3:] == [Phase("ramp", 40.5, 45.5), Phase("hold", 45.5, 65.5), Phase("drain", 65.5, 70.5)]
+    assert whole.series["sessions"] == [(0, 0), (5, 100), (40.5, 0), (45.5, 100)]
+    assert [t for t, _ in whole.intervals["PUSH online"]] == [10, 50.5]
+    assert whole.seconds == 70.5
+    assert whole.workload["seconds"] == 70.5
+
+
+def test_to_join_changes_none_of_them():
+    first = one_step()
+    launch.joined("two", [first, one_step(started="2026-03-02T09:01:00Z")])
+
+    assert len(first.steps) == 1 and len(first.phases) == 3 and len(first.series["sessions"]) == 2
+
+
+def test_resources_are_read_while_all_are_connected():
+    assert launch.windows(one_step()) == [(5, 25)]
+    storm = one_step()
+    storm.phases = [Phase("ramp", 0, 5), Phase("settle", 5, 15), Phase("storm", 15, 30)]
+    assert launch.windows(storm) == [(5, 30)]
+
+
+def test_a_run_counts_its_seconds_from_the_end_of_the_ramp():
+    assert job().whole == 65
+    assert job(options={"connect-rate": "50"}).whole == 80
+    command = launch.command(job(), Path("out.json"))
+    assert command[command.index("--run-time") + 1] == "65s"
+    assert command[command.index("--sessions") + 1] == "1000"
+    assert "--processes" not in command
+
+
+def test_options_of_the_scenario_reach_locust():
+    command = launch.command(
+        job(processes=2, options={"stay": "20", "fixed-masks": "", "sources": "127.0.0.9"}), Path("out.json")
+    )
+
+    assert command[command.index("--stay") + 1] == "20"
+    assert command[command.index("--processes") + 1] == "2"
+    assert command[command.index("--fixed-masks") + 1].startswith("--")  # a switch
+    assert command[command.index("--sources") + 1] == "127.0.0.9" and command.count("--sources") == 1
+
+
+def test_source_addresses_are_as_many_as_are_needed():
+    assert job(12_000).sources == "127.0.0.1"
+    assert job(12_001).sources == "127.0.1.1,127.0.1.2"
+    assert job(24_000, hosts=("127.0.0.1", "127.0.0.2")).sources == "127.0.0.1"
+    assert job(50_000, hosts=("192.0.2.1",)).sources == ""

@@ -1,0 +1,133 @@
+"""What is found before a run: each is one line that says what would help."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from loadtest import preflight
+from loadtest.preflight import PreflightError, check_embedded, check_files, check_ports, check_server
+from loadtest.target import Instance, Target
+
+SECRET = "a secret of more than thirty-two bytes"
+HERE = Instance("http://127.0.0.1:8080", "127.0.0.1", 8080, "/ws")
+AWAY = Instance("http://192.0.2.1:8080", "192.0.2.1", 8080, "/ws")
+
+
+@contextmanager
+def answering(rest=(200, b'{"isOnline": false}'), upgrade=101):
+    """A server that answers REST and upgrades in one way; yields the target."""
+
+    class Answers(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            status, body = (upgrade, b"") if self.path == "/ws" else rest
+            self.send_response(status)
+            if status != 101:
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            http = f"http://127.0.0.1:{server.server_port}"
+            yield Target(instances=[Instance(http, "127.0.0.1", server.server_port, "/ws")], secret=SECRET)
+        finally:
+            server.shutdown()
+
+
+def refusal(call, *args, **kwargs):
+    with pytest.raises(PreflightError) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_server_that_is_fit_passes():
+    with answering() as target:
+        preflight.check(target, 100)
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"rest": (401, b'{"detail": "bad signature"}')}, "wrong token: .*401: bad signature"),
+        ({"rest": (401, b"no")}, "wrong token: "),
+        ({"rest": (503, b'{"detail": "store unavailable"}')}, "not ready .503: store unavailable"),
+        ({"rest": (404, b"")}, "no presence server: GET /api/presence/check/.* was answered 404"),
+        ({"rest": (200, b"<html>")}, "no presence server: "),
+        ({"upgrade": 404}, "ws://127.0.0.1:.*/ws: no WebSocket: the upgrade was answered 'HTTP/1.1 404"),
+    ],
+)
+def test_says_what_is_wrong_with_the_server(answers, said):
+    with answering(**answers) as target, pytest.raises(PreflightError, match=said) as caught:
+        preflight.check(target, 100)
+    assert "\n" not in str(caught.value)
+
+
+def test_says_that_nobody_listens():
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        one = Instance(f"http://127.0.0.1:{port}", "127.0.0.1", port, "/ws")
+        said = refusal(check_server, one, Target(instances=[one], secret=SECRET))
+
+    assert said == f"http://127.0.0.1:{port}: the target is down: Connection refused"
+
+
+def test_says_that_nobody_answers(monkeypatch):
+    monkeypatch.setattr(preflight, "_TIME", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        one = Instance(f"http://127.0.0.1:{port}", "127.0.0.1", port, "/ws")
+
+        assert "no answer within 0.1 s" in refusal(check_server, one, Target(instances=[one], secret=SECRET))
+
+
+def test_every_instance_is_looked_at():
+    with answering() as fit, answering(upgrade=503) as unfit:
+        both = Target(instances=[*fit.instances, *unfit.instances], secret=SECRET)
+        assert unfit.instances[0].http.removeprefix("http") in refusal(preflight.check, both, 100)
+
+
+def test_open_files():
+    check_files(19_744, 1, 20_000)
+    said = refusal(check_files, 19_745, 1, 20_000)
+    assert said.startswith(
+        "nofile is too low: 19,745 sessions in one process need 20,001 open files each, the hard limit"
+    )
+    assert said.endswith("is 20,000: raise it (ulimit -Hn), or use --processes 2")
+    check_files(19_745, 2, 20_000)
+    check_files(10**9, 1, float("inf"))
+
+
+def test_open_files_of_the_server_started_here():
+    check_embedded(19_488, 1, 20_000)
+    assert "use --workers 2" in refusal(check_embedded, 19_489, 1, 20_000)
+    check_embedded(19_489, 2, 20_000)
+
+
+def test_ports():
+    check_ports(28_232, [AWAY], 28_232, None)
+    said = refusal(check_ports, 28_233, [AWAY], 28_232, None)
+    assert said.startswith("too few ports: 28,233 sessions, but only 28,232 ports")
+    assert "use 2 source addresses" in said
+    check_ports(28_233, [AWAY], 28_232, 2)
+    check_ports(28_233, [AWAY, AWAY], 28_232, None)
+
+
+def test_on_loopback_there_are_addresses_enough_unless_they_are_named():
+    check_ports(200_000, [HERE], 28_232, None)
+    assert "too few ports" in refusal(check_ports, 200_000, [HERE], 28_232, 7)

@@ -1,0 +1,300 @@
+"""Each scenario as a user of Locust runs it: the real command, against a real server, for a few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from loadtest.metrics import Histogram
+from loadtest.run import Run
+from tests.support.process import free_port
+from tests.support.server import ROOT, SECRET, ServerProcess, running
+from tests.support.waiting import wait_until
+
+LOCUST = Path(sys.executable).with_name("locust")
+LEASE = 3
+COMMON = ("--period", "0.5", "--friends", "8", "--late", "2", "--hold", "0.5", "--only-summary")
+SESSIONS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server_loop():
+    """One loop for the module's server: it outlives the tests."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def server(server_loop):
+    context = running(lease_seconds=LEASE)
+    yield server_loop.run(context.__aenter__())
+    server_loop.run(context.__aexit__(None, None, None))
+
+
+@asynccontextmanager
+async def locust(scenario, *options, host, log, secret=SECRET):
+    """The command at work; what it says goes to the file `log`."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "LOADTEST_SECRET": secret, "LOADTEST_LEASE": str(LEASE)}
+    files = ",".join(f"loadtest/scenarios/{name}.py" for name in scenario.split(","))
+    command = [LOCUST, "-f", files, "--host", host, *COMMON, *options]
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *map(str, command), env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), 15)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+async def to_end(scenario, *options, server, folder, sessions=SESSIONS, seconds=4, secret=SECRET):
+    """Runs a scenario headless; returns its exit code, what it said, and the data of the run if there is any."""
+    data, log = folder / "run.json", folder / "log"
+    options = ("--headless", "--sessions", sessions, "--run-time", seconds, "--run-json", data, *options)
+    host = server if isinstance(server, str) else server.http
+    async with locust(scenario, *options, host=host, log=log, secret=secret) as process:
+        code = await asyncio.wait_for(process.wait(), 50)
+    return code, log.read_text(), Run.load(data) if data.exists() else None
+
+
+def assert_all_told(run):
+    """Nothing was lost, nothing was wrong."""
+    (step,) = run.steps
+    wrong = {
+        name: step.ledger[name] for name in ("missing", "duplicated", "out_of_order", "unexpected", "contradicted")
+    }
+    assert wrong == dict.fromkeys(wrong, 0)
+    assert step.ledger["received"] > 0
+    assert step.ledger["expected"] == step.ledger["received"] + step.ledger["cancelled"]
+    assert step.counts["negative_latencies"] == 0
+    assert step.achieved == pytest.approx(step.offered, rel=0.01)
+
+
+SCENARIOS = {
+    "hold": ((), {"PUSH online", "generator lag"}),
+    "steady": (("--stay", 10), {"PUSH offline"}),
+    "ramp": ((), {"PUSH online"}),
+    "churn": (("--stay", 2, "--away", 1), {"PUSH offline", "PUSH offline-by-loss"}),
+    "fanout": (("--every", 0.5), {"PUSH offline"}),
+    "expiry": (("--share", 0.3), {"PUSH offline-by-expiry"}),
+    "storm": (("--every", 1), {"PUSH online"}),
+    "slow": (("--every", 0.3), {"PUSH offline"}),
+    "background": (("--period", LEASE + 1), {"PUSH offline-by-expiry"}),
+    "rest": (("--rest-rate", 50), {"REST friends", "REST batch", "REST check"}),
+    "hostile": (("--every", 0.05), {"HOSTILE bad token", "HOSTILE unknown command", "HOSTILE bad JSON"}),
+}
+LONGER = {"expiry": 9, "background": 8, "slow": 5, "storm": 6}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_a_scenario_runs_alone_and_loses_nothing(scenario, server, tmp_path):
+    options, names = SCENARIOS[scenario]
+    code, said, run = await to_end(scenario, *options, server=server, folder=tmp_path, seconds=LONGER.get(scenario, 4))
+    assert code == 0, said
+    assert run is not None
+    assert run.title == scenario
+    assert "Traceback" not in said
+    assert_all_told(run)
+    assert names | {"WS connect", "STOMP CONNECTED", "STOMP watch", "STOMP heartbeat"} <= set(run.steps[0].metrics)
+    assert run.steps[0].counts["connected"] >= 0.9 * run.steps[0].sessions
+    assert run.steps[0].counts["connects"] >= SESSIONS
+    assert (run.phases[0].name, run.phases[-1].name) == ("ramp", "drain")
+    assert {"sessions", "sessions_wanted", "offered", "achieved", "generator_cpu_percent"} <= set(run.series)
+    if scenario == "rest":
+        assert run.steps[0].ledger["checked"] > 100
+
+
+async def test_a_planned_restart_of_the_server_goes_unnoticed(tmp_path):
+    server = ServerProcess(lease_seconds=8)
+    try:
+        await server.start().ready()
+        data, log = tmp_path / "run.json", tmp_path / "log"
+        options = ("--headless", "--sessions", SESSIONS, "--run-time", 12, "--run-json", data)
+        async with locust("rolling", *options, host=server.http, log=log) as process:
+            await wait_until(lambda: "restarted from outside, now" in log.read_text(), 20, what="the phase")
+            await server.restart()
+            assert await asyncio.wait_for(process.wait(), 40) == 0, log.read_text()
+        run = Run.load(data)
+        assert_all_told(run)
+        assert run.workload["counts"]["closed: 1001"] == SESSIONS
+        assert "PUSH offline" not in run.steps[0].metrics
+        assert run.series["sessions"][-1][1] == SESSIONS
+        await server.finish()
+    finally:
+        server.close()
+
+
+async def test_a_frozen_server_shows_in_the_percentiles(server, tmp_path):
+    """An open schedule counts from the intended moment: who waits for answers would see a few slow ones only."""
+    options = ("--headless", "--sessions", 50, "--run-time", 7, "--run-json", tmp_path / "run.json")
+    more = ("--beat-receipts", 1, "--period", 0.2, "--connect-rate", 500, "--late", 5)
+    async with locust("hold", *options, *more, host=server.http, log=tmp_path / "log") as process:
+        await server.wait_online("load-hold-0-0000049", timeout=10)
+        pids = server._freezable()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(2)  # for so long it is frozen: that is what is measured
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        await asyncio.wait_for(process.wait(), 40)
+    run = Run.load(tmp_path / "run.json")
+    worst = Histogram.decode(run.steps[0].histograms["STOMP heartbeat"]).max()
+    assert worst is not None
+    assert worst > 1800
+    assert run.steps[0].ledger["missing"] == 0
+
+
+async def test_locusts_csv_counts_the_same(server, tmp_path):
+    code, said, run = await to_end("hold", "--csv", tmp_path / "stats", server=server, folder=tmp_path)
+    assert code == 0, said
+    assert counts(tmp_path / "stats_stats.csv") == {name: of.count for name, of in run.steps[0].metrics.items()}
+
+
+def counts(file):
+    """Requests by name, of Locust's CSV."""
+    with file.open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["Name"] != "Aggregated"]
+    return {f"{row['Type']} {row['Name']}": int(row["Request Count"]) for row in rows}
+
+
+def assert_merged(run, file, sessions):
+    assert_all_told(run)
+    assert sorted(worker["connected"] for worker in run.harness["workers"]) == [sessions // 2, sessions - sessions // 2]
+    ours = {name: of.count for name, of in run.steps[0].metrics.items()}
+    assert ours["STOMP CONNECTED"] == ours["STOMP watch"] == run.steps[0].counts["connects"] == sessions
+    # Beats and lag go on between the last report and the end; what happened once is the same in both.
+    theirs = counts(file)
+    assert {name: theirs[name] for name in ("STOMP CONNECTED", "STOMP watch", "PUSH online")} == {
+        name: ours[name] for name in ("STOMP CONNECTED", "STOMP watch", "PUSH online")
+    }
+    assert max(value for _, value in run.series["sessions"]) == sessions
+
+
+async def test_two_processes_share_the_sessions_and_merge(server, tmp_path):
+    port = free_port()  # Locust's own may be in use
+    reach = ("--master-port", port, "--master-bind-port", port)
+    code, said, run = await to_end(
+        "hold",
+        *reach,
+        "--processes",
+        2,
+        "--csv",
+        tmp_path / "stats",
+        server=server,
+        folder=tmp_path,
+        sessions=61,
+        seconds=6,
+    )
+    assert code == 0, said
+    assert_merged(run, tmp_path / "stats_stats.csv", 61)
+
+
+async def test_a_master_and_two_workers_merge(server, tmp_path):
+    port = free_port()
+    reach = ("--master-port", port)
+    workers = [
+        locust("hold", "--worker", *reach, host=server.http, log=tmp_path / f"worker{number}") for number in range(2)
+    ]
+    async with workers[0] as one, workers[1] as two:
+        code, said, run = await to_end(
+            "hold",
+            *("--master", "--master-bind-port", port, "--expect-workers", 2, "--csv", tmp_path / "stats"),
+            server=server,
+            folder=tmp_path,
+            sessions=51,
+            seconds=6,
+        )
+        assert code == 0, said
+        assert [await asyncio.wait_for(worker.wait(), 10) for worker in (one, two)] == [0, 0]
+    assert_merged(run, tmp_path / "stats_stats.csv", 51)
+
+
+async def test_the_web_page_starts_shows_and_stops(server, tmp_path):
+    port, data = free_port(), tmp_path / "run.json"
+    page = f"http://127.0.0.1:{port}"
+    options = ("--web-host", "127.0.0.1", "--web-port", port, "--sessions", 10, "--run-json", data)
+    async with locust("hold", *options, host=server.http, log=tmp_path / "log"):
+        said = await wait_until(lambda: asyncio.to_thread(fetch, page), 20, what="the page")
+        assert "<html" in said
+        assert "connect_rate" in said
+        form = "user_count=1&spawn_rate=1&sessions=20&stay=&period=0.5"
+        assert json.loads(await asyncio.to_thread(fetch, f"{page}/swarm", form))["success"]
+
+        async def names():
+            stats = json.loads(await asyncio.to_thread(fetch, f"{page}/stats/requests"))["stats"]
+            return {f"{row['method']} {row['name']}": row["num_requests"] for row in stats}
+
+        async def all_are_there():
+            return (await names()).get("STOMP watch") == 20
+
+        await wait_until(all_are_there, 15, what="20 watches on the page")
+        assert {"WS connect", "STOMP CONNECTED", "PUSH online"} <= set(await names())
+        assert json.loads(await asyncio.to_thread(fetch, f"{page}/stop", ""))["success"]
+        await wait_until(data.exists, 10, what="the data of the run")
+    assert_all_told(Run.load(data))
+
+
+def fetch(url, form=None):
+    """What is answered; "" while nobody listens."""
+    try:
+        with urllib.request.urlopen(url, None if form is None else form.encode(), timeout=20) as answer:
+            return answer.read().decode()
+    except urllib.error.HTTPError:
+        raise
+    except OSError:
+        return ""
+
+
+async def test_two_scenarios_and_probes_at_once(server, tmp_path):
+    options = ("-u", 5, "-r", 10, "--every", 0.5)
+    code, said, run = await to_end("fanout,rest", *options, server=server, folder=tmp_path, seconds=5)
+    assert code == 0, said
+    assert_all_told(run)
+    assert run.title == "fanout and rest"
+    assert run.steps[0].counts["connects"] == 2 * SESSIONS
+    assert {"PUSH offline", "REST batch", "STOMP DISCONNECT"} <= set(run.steps[0].metrics)
+
+
+@pytest.mark.parametrize(
+    ("why", "says"),
+    [
+        ({"secret": "another secret, of 32 bytes and more"}, "wrong token"),
+        ({"server": f"http://127.0.0.1:{free_port()}"}, "the target is down"),
+        ({"sessions": 2_000_000}, "nofile is too low"),
+    ],
+)
+async def test_what_would_spoil_the_run_is_one_line_before_it(why, says, server, tmp_path):
+    code, said, run = await to_end("hold", **({"server": server, "folder": tmp_path} | why))
+    assert code == 2
+    assert run is None
+    assert [line for line in said.splitlines() if says in line], said
+    assert "Traceback" not in said
+
+
+async def test_a_breach_of_the_slo_is_told_by_the_exit_code(server, tmp_path):
+    code, said, run = await to_end(
+        "hold", "--slo", "STOMP CONNECTED max<0.001ms", server=server, folder=tmp_path, seconds=3
+    )
+    assert code == 1
+    assert run.ok is False
+    assert re.search(r"SLO was not kept: STOMP CONNECTED max was", said)
