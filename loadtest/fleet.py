@@ -12,6 +12,7 @@ import math
 import random
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,8 @@ from loadtest.options import number
 from loadtest.recording import Recording
 
 _LOOK = 0.1  # s between two looks whether what is waited for has come
+
+_PATIENCE = 5.0  # s for forked workers to report
 
 log = logging.getLogger(__name__)
 
@@ -323,4 +326,14 @@ def _look_first(environment: Environment, options: Any) -> None:
             slo.parse(options.slo)
     except (target.TargetError, preflight.PreflightError, slo.SloError) as error:
         log.error(error)
+        if options.processes and isinstance(environment.runner, MasterRunner):
+            _dismiss(environment.runner, options.processes)
         sys.exit(2)
+
+
+def _dismiss(master: MasterRunner, workers: int) -> None:
+    """Ends the processes that Locust has forked: without a word they would look for their master for minutes."""
+    end = time.monotonic() + _PATIENCE
+    while len(master.clients.ready) < workers and time.monotonic() < end:
+        gevent.sleep(_LOOK)
+    master.quit()

@@ -208,7 +208,8 @@ def back(run: Run) -> float:
     for phase in run.phases:
         if phase.name.startswith("storm"):
             before = [value for t, value in held if t < phase.start]
-            after = [value for t, value in held if t <= phase.end]
+            # One point a second: the phase may end, all being back, before the next one.
+            after = [value for t, value in held if t <= phase.end + 2]
             if before and before[-1]:
                 shares.append(100 * after[-1] / before[-1])
     return min(shares)

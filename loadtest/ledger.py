@@ -50,7 +50,7 @@ class LedgerResult:
     ghost_seconds: float = 0.0
     """Shown online while the truth was offline; over all pairs of watcher and user."""
     false_offline_seconds: float = 0.0
-    """Shown offline while the truth was online; over all pairs."""
+    """Shown offline while the truth was online; over all pairs. Not while a notice of coming was on its way."""
     checked: int = 0
     """States from REST that were compared with the truth."""
     contradicted: int = 0
@@ -380,6 +380,8 @@ class Ledger:
         self._result.expected += 1
         self._result.received += 1
         self._result.late += at - edge.at > self._late
+        if edge.online:  # on its way is not false
+            self._result.false_offline_seconds -= min(at - edge.at, self._late)
         kind = _KINDS.get(edge.how, edge.how)
         histogram = self._result.notice.get(kind)
         if histogram is None:

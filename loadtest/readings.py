@@ -78,16 +78,17 @@ def fit(points: Points) -> tuple[float, float] | None:
 
 
 def against_sessions(run: Run, name: str) -> list[tuple[float, float]]:
-    """A resource against the sessions held: one point a step, or, when there is one step only, one a second."""
+    """A resource against the sessions held: one point a step. Of one step alone, memory while the sessions came."""
     points = [(float(step.sessions), step.resources[name]) for step in run.steps if name in step.resources]
     if len({x for x, _ in points}) > 1:
         return points
     held = run.series.get("sessions", [])
     seen = run.series.get(name, [])
-    if not held or not seen:
-        return points
+    ramp = next((phase for phase in run.phases if phase.name == "ramp"), None)
+    if not held or not seen or ramp is None or not name.endswith("_bytes"):
+        return points  # connecting takes CPU that holding does not: that says nothing of a session
     times, counts = zip(*held, strict=True)
-    return [(float(np.interp(t, times, counts)), value) for t, value in seen if times[0] <= t <= times[-1]]
+    return [(float(np.interp(t, times, counts)), value) for t, value in seen if ramp.start <= t <= ramp.end]
 
 
 def limit_of(slo: str | None) -> tuple[float, float] | None:

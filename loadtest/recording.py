@@ -25,17 +25,16 @@ from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest import sampling, slo
 from loadtest.ledger import LedgerResult
-from loadtest.metrics import Histogram, Metrics, bucket_response_time
-from loadtest.run import Phase, Run, Step
+from loadtest.metrics import Metrics, bucket_response_time
+from loadtest.run import Run, Step
+from loadtest.total import Total
 
 REPORT = 3.0
 """Seconds between two reports, as Locust's workers make them."""
-_SLOT = 5  # s of one interval of `Run.intervals`
 _PATIENCE = 15.0  # s that the master waits for its workers, beyond the time they need to settle
 _KEY = "loadtest"
 _HELD = ("sessions", "sessions_wanted")
 _SETTLE, _SETTLED = "loadtest settle", "loadtest settled"
-_MOST = frozenset({"generator_cpu_percent", "generator_lag_ms"})  # of workers the worst counts; of all else the sum
 
 log = logging.getLogger(__name__)
 _recordings: WeakKeyDictionary[Environment, Recording] = WeakKeyDictionary()
@@ -81,7 +80,7 @@ class Recording:
         self._settled = False
         self._started = time.time()
         self._ended: float | None = None
-        self._sum = _Sum()
+        self._total = Total()
         self._awaited: set[str] = set()
         self._machine = sampling.machine()
 
@@ -115,7 +114,7 @@ class Recording:
             if self._awaited:
                 log.error("%d workers did not report what their sessions came to", len(self._awaited))
         else:
-            self._sum.add("local", self._settle())
+            self._total.add("local", self._settle())
         self.run = self._made()
         self._publish(self.run)
 
@@ -127,13 +126,13 @@ class Recording:
 
     def on_settled(self, client: str, batch: dict[str, Any]) -> None:
         """A worker has come to its end."""
-        self._sum.add(client, batch)
+        self._total.add(client, batch)
         self._awaited.discard(client)
 
     def on_report(self, client_id: str, data: dict[str, Any]) -> None:
         """A worker reports to the master."""
         if batch := data.get(_KEY):
-            self._sum.add(client_id, batch)
+            self._total.add(client_id, batch)
 
     def batch(self, *, last: bool = False) -> dict[str, Any] | None:
         """All that was recorded since the last time, in JSON's own types; None once settled."""
@@ -193,12 +192,12 @@ class Recording:
             self._points += ((second, name, value) for name, value in figures.items())
             if is_local and now[0] - reported >= REPORT:
                 reported = now[0]
-                self._sum.add("local", self.batch())
+                self._total.add("local", self.batch())
 
     # What it came to.
 
     def _made(self) -> Run:
-        total, options = self._sum, self.options
+        total, options = self._total, self.options
         ended = time.time()
         # The last seconds only wait for notices: what is offered is offered before.
         seconds = (self._ended or ended) - self._started
@@ -251,76 +250,6 @@ class Recording:
             self.environment.process_exit_code = 1
         if options.run_json:
             run.save(Path(options.run_json))
-
-
-class _Sum:
-    """What all processes reported, added up."""
-
-    def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.ledger = LedgerResult()
-        self.counts: Counter[str] = Counter()
-        self.workload: dict[str, Any] = {}
-        self._points: dict[str, dict[int, dict[str, float]]] = {}
-        self._phases: dict[str, float] = {}
-        self._slots: dict[str, dict[int, Histogram]] = {}
-
-    def add(self, process: str, batch: dict[str, Any] | None) -> None:
-        """Adds one report. It is None when the process had settled before."""
-        if batch is None:
-            return
-        metrics = Metrics.from_dict(batch["metrics"])
-        slot = int(batch["at"]) // _SLOT
-        for name, histogram in metrics.histograms.items():
-            self._slots.setdefault(name, {}).setdefault(slot, Histogram()).add(histogram)
-        self.metrics.merge(metrics)
-        self.ledger += LedgerResult.from_dict(batch["ledger"])
-        self.counts += Counter(batch["counts"])
-        self.workload |= batch["workload"]
-        for second, name, value in batch["points"]:
-            self._points.setdefault(name, {}).setdefault(second, {})[process] = value
-        for name, at in batch["phases"].items():
-            self._phases[name] = min(at, self._phases.get(name, at))
-
-    def series(self, started: float) -> dict[str, list[tuple[float, float]]]:
-        """The points of all processes together, t in s since `started`."""
-        return {
-            name: [
-                (round(max(0.0, second - started), 2), round((max if name in _MOST else sum)(of.values()), 2))
-                for second, of in sorted(seconds.items())
-            ]
-            for name, seconds in sorted(self._points.items())
-        }
-
-    def workers(self) -> list[dict[str, float]]:
-        """The most sessions that each process was to hold, and held."""
-        wanted, connected = (self._points.get(name, {}) for name in ("sessions_wanted", "sessions"))
-        found: dict[str, dict[str, float]] = {}
-        for name, seconds in (("wanted", wanted), ("connected", connected)):
-            for of in seconds.values():
-                for process, value in of.items():
-                    figures = found.setdefault(process, {"wanted": 0, "connected": 0})
-                    figures[name] = max(figures[name], value)
-        return [found[process] for process in sorted(found)]
-
-    def phases(self, started: float, ended: float) -> list[Phase]:
-        """The phases in their order; each ends where the next begins."""
-        begun = sorted(self._phases.items(), key=lambda item: item[1])
-        ends = [at for _, at in begun[1:]] + [ended]
-        return [
-            Phase(name, round(max(0.0, at - started), 2), round(end - started, 2))
-            for (name, at), end in zip(begun, ends, strict=True)
-        ]
-
-    def intervals(self, started: float) -> dict[str, list[tuple[float, str]]]:
-        """Each metric's histograms over time."""
-        return {
-            name: [
-                (round(max(0.0, slot * _SLOT - started), 2), histogram.encode())
-                for slot, histogram in sorted(slots.items())
-            ]
-            for name, slots in sorted(self._slots.items())
-        }
 
 
 def _cpu_seconds() -> float:

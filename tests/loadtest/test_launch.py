@@ -93,6 +93,22 @@ def test_resources_are_read_while_all_are_connected():
     assert launch.windows(storm) == [(5, 30)]
 
 
+def test_who_is_back_after_a_storm():
+    run = one_step()
+    run.phases = [
+        Phase("hold before the storm", 0, 10),
+        Phase("storm", 10.2, 11.1),
+        Phase("hold before the storm with jitter", 11.1, 20),
+        Phase("storm with jitter", 20, 30),
+        Phase("hold after the storms", 30, 40),
+    ]
+    run.series["sessions"] = [(9.5, 100), (10.5, 0), (11.5, 100), (20.5, 5), (29.5, 90), (30.5, 99), (39.5, 100)]
+    assert launch.back(run) == 99
+    run.series["sessions"][4:6] = [(29.5, 40), (31.5, 40)]
+    assert launch.back(run) == 40
+    assert launch.back(one_step()) == 100
+
+
 def test_a_run_counts_its_seconds_from_the_end_of_the_ramp():
     assert job().whole == 65
     assert job(options={"connect-rate": "50"}).whole == 80

@@ -46,6 +46,7 @@ class PerfectServer:
         self.watches: dict[str, set[str]] = defaultdict(set)
         # What the clients know.
         self.open: dict[tuple[str, str], float] = {}
+        self.revived: dict[str, float] = {}
         self.asked: set = set()
         self.connection: dict[str, int] = defaultdict(int)
 
@@ -147,11 +148,15 @@ class PerfectServer:
             self.send(user + session, self.connect, user, session)
         elif kind == "beat" and key in self.open and not self.open[key] - 0.2 < self.now < self.open[key]:
             # A beat on its way when the lease ends is a matter of luck. One that is sent after it is not.
+            if self.open[key] <= self.now:
+                self.revived[user] = self.now
             self.open[key] = self.now + LEASE
             self.call("beat", user, session, self.now)
             self.call("session_ended", user, session, self.now + LEASE, "expiry")
             self.send(user + session, self.heartbeat, user, session)
         elif kind in {"disconnect", "signed-off", "lost"} and key in self.open:
+            if self.now < self.revived.get(user, -1.0) + 0.2:
+                return  # which comes first, this or the beat that revives another session, is a matter of luck, too
             del self.open[key]
             self.asked.discard(key)
             self.call("session_ended", user, session, self.now, kind)
@@ -191,7 +196,7 @@ def judged(calls, end: float, **options) -> LedgerResult:
 
 
 @given(st.lists(actions, min_size=5, max_size=60), st.integers(0, 1000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_of_a_perfect_server_nothing_is_wrong(acts, seed):
     calls, _, end = history(acts, seed)
     result = judged(calls, end)
@@ -203,7 +208,7 @@ def test_of_a_perfect_server_nothing_is_wrong(acts, seed):
 
 
 @given(st.lists(actions, min_size=5, max_size=60), st.integers(0, 1000), st.integers(3, 15))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_taken_in_parts_the_result_is_the_same(acts, seed, every):
     calls, times, end = history(acts, seed)
     ledger = Ledger()
@@ -299,9 +304,11 @@ def test_k_notices_delayed_by_d_are_seen_in_the_percentiles(k, seed, d):
     assert faults(result) == ({"late": k} if d > 5 else {})
     assert sum(us > (d - 0.05) * 1e6 for us in samples) == k
     healthy = judged(CALLS, END)
-    wrong = result.ghost_seconds + result.false_offline_seconds
+    came = sum(CALLS[n][3] for n in delayed)
     # A notice that came before the harness itself knew counts as immediate, so a few ms of the delay may not be seen.
-    assert wrong == pytest.approx(healthy.ghost_seconds + healthy.false_offline_seconds + k * d, abs=k * 0.05)
+    assert result.ghost_seconds == pytest.approx(healthy.ghost_seconds + (k - came) * d, abs=k * 0.05)
+    # Who comes is not falsely offline while the notice of it is on its way, as long as it is not late.
+    assert result.false_offline_seconds == pytest.approx(came * max(0.0, d - 5), abs=k * 0.05)
 
 
 @given(seeds)

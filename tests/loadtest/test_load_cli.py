@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -178,7 +179,8 @@ def _connected(pid):
     return any(len(one.net_connections("tcp")) > 10 for one in generators)
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path, end):
     command = [sys.executable, "-m", "loadtest", "run", "hold", "--seconds", "300", "--folder", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -188,7 +190,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
         children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         process.communicate(timeout=30)
     finally:
         process.kill()
@@ -293,7 +295,7 @@ def test_the_scenarios_are_there():
 
 def test_sessions_beat_twice_a_lease_and_hidden_tabs_once(tmp_path):
     target = load(target_file(tmp_path, "http://127.0.0.1:9"))
-    common = {
+    common: dict[str, Any] = {
         "period": None,
         "text": slo.DEFAULT,
         "processes": 1,

@@ -158,10 +158,15 @@ def test_the_slope_is_that_of_the_fit(html):
     assert cells(html, "Server RSS")[0] == f"{11_400 / 1024:.2f} KiB"
 
 
-def test_one_step_gives_its_slope_from_the_series():
-    run = Run(title="t", steps=[Step(sessions=20, seconds=1, resources={"server_rss_bytes": 1.0})])
-    run.series = {"sessions": [(0, 0), (10, 100)], "server_rss_bytes": [(0, 0.0), (5, 51_200.0), (10, 102_400.0)]}
-    assert report.slopes(run)[0].per_session == "1.00 KiB"
+def test_one_step_gives_the_slope_of_its_memory_while_the_sessions_came():
+    read = {"server_rss_bytes": 1.0, "server_cpu_percent": 1.0}
+    run = Run(title="t", steps=[Step(sessions=20, seconds=1, resources=read)], phases=[Phase("ramp", 0, 10)])
+    run.series = {
+        "sessions": [(0, 0), (10, 100), (20, 100)],
+        "server_rss_bytes": [(0, 0.0), (5, 51_200.0), (10, 102_400.0), (20, 204_800.0)],
+        "server_cpu_percent": [(0, 90.0), (10, 80.0), (20, 5.0)],
+    }
+    assert [(one.name, one.per_session) for one in report.slopes(run)] == [("server_rss_bytes", "1.00 KiB")]
 
 
 def test_the_bottleneck_names_what_was_full():

@@ -291,6 +291,21 @@ async def test_what_would_spoil_the_run_is_one_line_before_it(why, says, server,
     assert "Traceback" not in said
 
 
+async def test_what_locust_forked_ends_with_the_refused_run(tmp_path):
+    port = free_port()
+    reach = ("--master-port", port, "--master-bind-port", port)
+    down = f"http://127.0.0.1:{free_port()}"
+    code, said, _ = await to_end("hold", *reach, "--processes", 2, server=down, folder=tmp_path)
+    assert code == 2
+    assert said.count("the target is down") == 1
+
+    def alive():
+        lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+        return [line for line in lines if str(tmp_path) in line]
+
+    await wait_until(lambda: not alive(), 10, what="the workers' end")
+
+
 async def test_a_breach_of_the_slo_is_told_by_the_exit_code(server, tmp_path):
     code, said, run = await to_end(
         "hold", "--slo", "STOMP CONNECTED max<0.001ms", server=server, folder=tmp_path, seconds=3

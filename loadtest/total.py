@@ -1,0 +1,84 @@
+"""The reports of all processes of a run, added up: pure data, of JSON's own types as they come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from loadtest.ledger import LedgerResult
+from loadtest.metrics import Histogram, Metrics
+from loadtest.run import Phase
+
+_SLOT = 5  # s of one interval of `Run.intervals`
+_WORST = frozenset({"generator_cpu_percent", "generator_lag_ms"})
+"""Series of which the worst process counts; of all else the sum."""
+
+
+class Total:
+    """What all processes reported, added up."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.ledger = LedgerResult()
+        self.counts: Counter[str] = Counter()
+        self.workload: dict[str, Any] = {}
+        self._points: dict[str, dict[int, dict[str, float]]] = {}
+        self._phases: dict[str, float] = {}
+        self._slots: dict[str, dict[int, Histogram]] = {}
+
+    def add(self, process: str, batch: dict[str, Any] | None) -> None:
+        """Adds one report. It is None when the process had settled before."""
+        if batch is None:
+            return
+        metrics = Metrics.from_dict(batch["metrics"])
+        slot = int(batch["at"]) // _SLOT
+        for name, histogram in metrics.histograms.items():
+            self._slots.setdefault(name, {}).setdefault(slot, Histogram()).add(histogram)
+        self.metrics.merge(metrics)
+        self.ledger += LedgerResult.from_dict(batch["ledger"])
+        self.counts += Counter(batch["counts"])
+        self.workload |= batch["workload"]
+        for second, name, value in batch["points"]:
+            self._points.setdefault(name, {}).setdefault(second, {})[process] = value
+        for name, at in batch["phases"].items():
+            self._phases[name] = min(at, self._phases.get(name, at))
+
+    def series(self, started: float) -> dict[str, list[tuple[float, float]]]:
+        """The points of all processes together, t in s since `started`."""
+        return {
+            name: [
+                (round(max(0.0, second - started), 2), round((max if name in _WORST else sum)(of.values()), 2))
+                for second, of in sorted(seconds.items())
+            ]
+            for name, seconds in sorted(self._points.items())
+        }
+
+    def workers(self) -> list[dict[str, float]]:
+        """The most sessions that each process was to hold, and held."""
+        wanted, connected = (self._points.get(name, {}) for name in ("sessions_wanted", "sessions"))
+        found: dict[str, dict[str, float]] = {}
+        for name, seconds in (("wanted", wanted), ("connected", connected)):
+            for of in seconds.values():
+                for process, value in of.items():
+                    figures = found.setdefault(process, {"wanted": 0, "connected": 0})
+                    figures[name] = max(figures[name], value)
+        return [found[process] for process in sorted(found)]
+
+    def phases(self, started: float, ended: float) -> list[Phase]:
+        """The phases in their order; each ends where the next begins."""
+        begun = sorted(self._phases.items(), key=lambda item: item[1])
+        ends = [at for _, at in begun[1:]] + [ended]
+        return [
+            Phase(name, round(max(0.0, at - started), 2), round(end - started, 2))
+            for (name, at), end in zip(begun, ends, strict=True)
+        ]
+
+    def intervals(self, started: float) -> dict[str, list[tuple[float, str]]]:
+        """Each metric's histograms over time."""
+        return {
+            name: [
+                (round(max(0.0, slot * _SLOT - started), 2), histogram.encode())
+                for slot, histogram in sorted(slots.items())
+            ]
+            for name, slots in sorted(self._slots.items())
+        }
