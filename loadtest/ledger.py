@@ -380,8 +380,6 @@ class Ledger:
         self._result.expected += 1
         self._result.received += 1
         self._result.late += at - edge.at > self._late
-        if edge.online:  # on its way is not false
-            self._result.false_offline_seconds -= min(at - edge.at, self._late)
         kind = _KINDS.get(edge.how, edge.how)
         histogram = self._result.notice.get(kind)
         if histogram is None:
@@ -396,7 +394,8 @@ class Ledger:
         for edge in edges:
             if truth != pair.online:
                 wrong += max(0.0, edge.at - since)
-            truth, since = edge.online, max(since, edge.at)
+            # That somebody came is on its way until it is late: nobody is falsely offline meanwhile.
+            truth, since = edge.online, max(since, edge.at + (self._late if edge.online and not pair.online else 0.0))
         if truth != pair.online:
             wrong += max(0.0, at - since)
         if pair.online:

@@ -164,7 +164,7 @@ def _ledger(clause: Clause, step: Step) -> Check:
     if found is None:
         return Check(clause, None, f"{clause.name} cannot be told: nothing was recorded of it")
     if clause.unit == " s":
-        found = abs(round(found, 3))  # sums and differences of many floats: what is 0 may be -1e-12
+        found = round(found, 3)  # a sum of many floats
         return Check(clause, clause.allows(found), f"{found:,.1f} s {words}, {clause.allowed}")
     of = step.ledger.get("checked" if clause.name == "contradicted" else "expected", 0)
     if clause.unit == " %":
