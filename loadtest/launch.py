@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -75,13 +76,20 @@ def scenarios() -> list[str]:
     return sorted(path.stem for path in SCENARIOS.glob("[!_]*.py"))
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def command(job: Job, output: Path) -> list[str]:
     """The Locust command of a job; it writes its data to `output`."""
     made = [sys.executable, "-m", "locust", "-f", str(SCENARIOS / f"{job.scenario}.py"), "--headless"]
     made += ["--only-summary", "--loglevel", "WARNING", "--exit-code-on-error", "0", "--run-time", f"{job.whole:.0f}s"]
     made += ["--sessions", str(job.sessions), "--run-json", str(output)]
     if job.processes > 1:
-        made += ["--processes", str(job.processes)]
+        port = str(_free_port())  # Locust's own, 5557, may be another run's
+        made += ["--processes", str(job.processes), "--master-bind-port", port, "--master-port", port]
     options = dict(job.options) | ({"sources": job.sources} if job.sources else {})
     for name, value in options.items():
         made += [f"--{name}", value] if value else [f"--{name}"]
