@@ -44,9 +44,9 @@ def server(server_loop):
 
 
 @asynccontextmanager
-async def locust(scenario, *options, host, log, secret=SECRET):
+async def locust(scenario, *options, host, log, secret=SECRET, lease=LEASE):
     """The command at work; what it says goes to the file `log`."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "LOADTEST_SECRET": secret, "LOADTEST_LEASE": str(LEASE)}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "LOADTEST_SECRET": secret, "LOADTEST_LEASE": str(lease)}
     files = ",".join(f"loadtest/scenarios/{name}.py" for name in scenario.split(","))
     command = [LOCUST, "-f", files, "--host", host, *COMMON, *options]
     with log.open("wb") as out:
@@ -114,7 +114,8 @@ async def test_a_scenario_runs_alone_and_loses_nothing(scenario, server, tmp_pat
     assert "Traceback" not in said
     assert_all_told(run)
     assert names | {"WS connect", "STOMP CONNECTED", "STOMP watch", "STOMP heartbeat"} <= set(run.steps[0].metrics)
-    assert run.steps[0].counts["connected"] >= 0.9 * run.steps[0].sessions
+    if scenario != "churn":  # where a third is away at any time
+        assert run.steps[0].counts["connected"] >= 0.9 * run.steps[0].sessions
     assert run.steps[0].counts["connects"] >= SESSIONS
     assert (run.phases[0].name, run.phases[-1].name) == ("ramp", "drain")
     assert {"sessions", "sessions_wanted", "offered", "achieved", "generator_cpu_percent"} <= set(run.series)
@@ -128,7 +129,7 @@ async def test_a_planned_restart_of_the_server_goes_unnoticed(tmp_path):
         await server.start().ready()
         data, log = tmp_path / "run.json", tmp_path / "log"
         options = ("--headless", "--sessions", SESSIONS, "--run-time", 12, "--run-json", data)
-        async with locust("rolling", *options, host=server.http, log=log) as process:
+        async with locust("rolling", *options, host=server.http, log=log, lease=8) as process:
             await wait_until(lambda: "restarted from outside, now" in log.read_text(), 20, what="the phase")
             await server.restart()
             assert await asyncio.wait_for(process.wait(), 40) == 0, log.read_text()
@@ -167,7 +168,11 @@ async def test_a_frozen_server_shows_in_the_percentiles(server, tmp_path):
 async def test_locusts_csv_counts_the_same(server, tmp_path):
     code, said, run = await to_end("hold", "--csv", tmp_path / "stats", server=server, folder=tmp_path)
     assert code == 0, said
-    assert counts(tmp_path / "stats_stats.csv") == {name: of.count for name, of in run.steps[0].metrics.items()}
+    ours = {name: of.count for name, of in run.steps[0].metrics.items()}
+    locusts = counts(tmp_path / "stats_stats.csv")
+    assert locusts.keys() == ours.keys()
+    # Locust writes its files when the time is over, and the run then waits for the last answers.
+    assert [name for name in ours if not 0.9 * ours[name] <= locusts[name] <= ours[name]] == []
 
 
 def counts(file):
