@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -45,7 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.Abort:
         click.echo(f"{NAME}: interrupted", err=True)
         sys.exit(_INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 (a traceback may hold a token, and exit code 1 would be a verdict)
+        _complain(_unforeseen(error))
     sys.exit(code or 0)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What and where, but not the error's own words: they may hold a token."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    why = f" ({error.strerror})" if isinstance(error, OSError) else ""
+    return f"unforeseen: {type(error).__name__}{why} in {Path(last.filename).name}, line {last.lineno}"
 
 
 def _complain(message: str) -> NoReturn:
@@ -163,7 +173,13 @@ def directory(target: Path | None) -> None:
             and one.policy in {"any", of.policy}
             and not one.features & of.unsupported
         ]
-    click.echo(json.dumps(case_files.fixture(cases), indent=2))
+    fixture = case_files.fixture(cases)
+    if target is not None:
+        fixture = {
+            kind: {of.spelled(name): [of.spelled(one) for one in others] for name, others in entries.items()}
+            for kind, entries in fixture.items()
+        }
+    click.echo(json.dumps(fixture, indent=2))
 
 
 @commands.command()

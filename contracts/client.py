@@ -31,8 +31,8 @@ _CLOSE_LIMIT = 1.0
 class Refused(Exception):
     """The upgrade was answered with another status than 101."""
 
-    def __init__(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
-        super().__init__(f"the upgrade was answered with {status}")
+    def __init__(self, url: str, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        super().__init__(f"the upgrade of {url} was answered with {status}")
         self.status = status
         self.headers = headers
 
@@ -337,7 +337,7 @@ async def _upgrade(
             max_queue=None,
         )
     except InvalidStatus as error:
-        raise Refused(error.response.status_code, list(error.response.headers.raw_items())) from error
+        raise Refused(url, error.response.status_code, list(error.response.headers.raw_items())) from error
     except InvalidHandshake as error:
         raise Failed(expected, f"the upgrade went wrong: {error}") from error
     except TimeoutError as error:

@@ -7,7 +7,7 @@ from itertools import groupby
 from xml.etree import ElementTree as ET
 
 from contracts.model import Level, Outcome, Result, Run
-from contracts.report import failure, printable, transcript
+from contracts.report import failure, partial, printable, transcript
 
 
 def to_junit(run: Run, *, strict: bool = False) -> str:
@@ -19,11 +19,16 @@ def to_junit(run: Run, *, strict: bool = False) -> str:
     binding = {Level.MUST, Level.SHOULD} if strict else {Level.MUST}
     root = ET.Element("testsuites", _numbers(run.results, binding) | {"name": "presence-contracts"})
     root.set("time", f"{run.seconds:.3f}")
+    part = partial(run)
+    if part:
+        root.set("name", f"presence-contracts (partial: {part})")
     for file, found in groupby(run.results, key=lambda one: one.case.file):
         results = list(found)
         suite = ET.SubElement(root, "testsuite", _numbers(results, binding) | {"name": f"contracts.{file}"})
         suite.set("time", f"{sum(one.seconds for one in results):.3f}")
         suite.set("timestamp", run.started.removesuffix("Z"))
+        if part:
+            ET.SubElement(ET.SubElement(suite, "properties"), "property", name="partial", value=part)
         for one in results:
             _case(suite, one, run, binding)
     ET.indent(root)

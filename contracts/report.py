@@ -12,10 +12,18 @@ from typing import Any
 
 import click
 
-from contracts.model import Clause, Entry, Level, Outcome, Result, Run
+from contracts.model import Class, Clause, Entry, Level, Outcome, Result, Run
 
 SHOWN = 40
 """Entries of a transcript that the text shows: the last ones, where the failure is."""
+
+SHORT_LEASE = 5.0
+"""s: what the runner calls a short lease."""
+
+# Reasons of the runner's.
+_NOT_CHOSEN = "not chosen"
+_STOPPED = "another case had failed before"
+_TOO_LONG = "it waits for a minute (--patient)"
 
 _COLOURS = {
     "PASS": "green",
@@ -35,7 +43,9 @@ class State(enum.Enum):
     BROKEN = "broken"
     """A case of it failed."""
     HOLDS = "holds"
-    """A case of it passed, and none failed or ended in an error."""
+    """All of its cases passed."""
+    IN_PART = "holds in part"
+    """Some of its cases passed; the others were not run, or are about features that the target does not support."""
     UNSUPPORTED = "unsupported"
     """Its cases are about features that the target declares as unsupported."""
     UNVERIFIED = "not verified"
@@ -51,10 +61,22 @@ class Verdict:
     sentence: str
     code: int
     """The exit code: 0, 1 or 2."""
+    partial: str | None = None
+    """How much was looked at, where cases that apply were left out: "1 of 39 cases chosen"."""
+
+    @property
+    def head(self) -> str:
+        """The word, and whether it is about a part only."""
+        return f"{self.word} ({self.partial})" if self.partial else self.word
 
 
 def verdict(run: Run, *, strict: bool = False) -> Verdict:
     """Judge a run. With ``strict`` a SHOULD counts like a MUST."""
+    word, sentence, code = _judged(run, strict)
+    return Verdict(word, sentence, code, partial(run))
+
+
+def _judged(run: Run, strict: bool) -> tuple[str, str, int]:
     of = counts(run)
     binding = {Level.MUST, Level.SHOULD} if strict else {Level.MUST}
     broken = [one for one in failures(run) if one.case.level in binding]
@@ -62,14 +84,54 @@ def verdict(run: Run, *, strict: bool = False) -> Verdict:
     levels = "MUST and SHOULD" if strict else "MUST"
     if broken:
         fails = "1 case fails" if len(broken) == 1 else f"{len(broken)} cases fail"
-        return Verdict("FAIL", f"Not every {levels} holds: {fails}.", 1)
+        return "FAIL", f"Not every {levels} holds: {fails}.", 1
     if of[Outcome.ERROR]:
         ends = "1 case" if of[Outcome.ERROR] == 1 else f"{of[Outcome.ERROR]} cases"
-        return Verdict("NO VERDICT", f"No case breaks a {levels}, but {ends} could not be played to the end.", 2)
+        return "NO VERDICT", f"No case breaks a {levels}, but {ends} could not be played to the end.", 2
     if not of[Outcome.PASSED]:
-        return Verdict("NO VERDICT", "Nothing was verified: no case passed.", 2)
+        return "NO VERDICT", "Nothing was verified: no case passed.", 2
     but = "" if not warnings else ", with 1 warning" if warnings == 1 else f", with {warnings} warnings"
-    return Verdict("PASS", f"Every {levels} that was verified holds{but}.", 0)
+    return "PASS", f"Every {levels} that was verified holds{but}.", 0
+
+
+def partial(run: Run) -> str | None:
+    """How many of the cases that apply to the target were chosen: "1 of 39 cases chosen"; None: all of them.
+
+    What only a patient run plays counts as chosen: it is left out of every other run, and its clauses tell.
+    """
+    left = [one for one in run.results if one.outcome is Outcome.NOT_RUN and _left_out(one) and _applies(one, run)]
+    if not left:
+        return None
+    of = counts(run)
+    done = of[Outcome.PASSED] + of[Outcome.FAILED] + of[Outcome.ERROR]
+    patient = sum(one.outcome is Outcome.NOT_RUN and one.reason == _TOO_LONG for one in run.results)
+    if any(one.reason == _STOPPED for one in left):
+        return f"stopped after {done} of {done + len(left)} cases"
+    return f"{done + patient} of {done + patient + len(left)} cases chosen"
+
+
+def _left_out(result: Result) -> bool:
+    """Whether a case was not run because of how the run was started, or of how it went."""
+    reason = result.reason or ""
+    return reason.endswith(_NOT_CHOSEN) or reason == _STOPPED
+
+
+def _applies(result: Result, run: Run) -> bool:
+    """Whether a case that was not chosen would have been run, as far as the target's summary tells."""
+    case, of = result.case, run.summary
+    lacking = {
+        "instances": len(of.get("instances", ())) < 2,
+        "short-lease": of.get("lease", 0) > SHORT_LEASE,
+        "directory": not of.get("directory", True),
+    }
+    hooks = of.get("hooks", ())
+    return (
+        (case.conformance is Class.GUIDE or of.get("class") != Class.GUIDE.value)
+        and case.policy in {"any", of.get("policy", case.policy)}
+        and not case.features & set(of.get("unsupported", ()))
+        and not any(lacking.get(need) for need in case.needs)
+        and all(need.removeprefix("hook:") in hooks for need in case.needs if need.startswith("hook:"))
+    )
 
 
 def counts(run: Run) -> Mapping[Outcome, int]:
@@ -100,7 +162,7 @@ def _state(outcomes: set[Outcome]) -> State:
     if Outcome.ERROR in outcomes:
         return State.UNVERIFIED
     if Outcome.PASSED in outcomes:
-        return State.HOLDS
+        return State.HOLDS if outcomes == {Outcome.PASSED} else State.IN_PART
     return State.UNSUPPORTED if Outcome.UNSUPPORTED in outcomes else State.UNVERIFIED
 
 
@@ -145,15 +207,18 @@ def totals(run: Run) -> str:
     """One line: the cases by outcome, the clauses that hold, the time."""
     of = counts(run)
     cases = ", ".join(f"{count} {outcome.value}" for outcome, count in of.items() if count) or "none"
-    hold = list(states(run).values()).count(State.HOLDS)
-    return f"{len(run.results)} cases: {cases}. {hold} of {len(run.clauses)} clauses hold. {run.seconds:.1f} s."
+    found = Counter(states(run).values())
+    hold = f"{found[State.HOLDS]} of {len(run.clauses)} clauses hold"
+    if found[State.IN_PART]:
+        hold += f", {found[State.IN_PART]} in part"
+    return f"{len(run.results)} cases: {cases}. {hold}. {run.seconds:.1f} s."
 
 
 def text(run: Run, *, strict: bool = False) -> str:
     """The report for a terminal: the verdict, then what a reader has to act on. Styled as `click.echo` takes it."""
     judged = verdict(run, strict=strict)
     target = f"{run.target}: class {run.summary.get('class', '?')}, {inline(run.summary.get('instances', ()))}"
-    lines = [f"{_word(judged.word)}  {judged.sentence}", f"  {totals(run)}", f"  {printable(target)}"]
+    lines = [f"{_word(judged.word, judged.head)}  {judged.sentence}", f"  {totals(run)}", f"  {printable(target)}"]
     for one in [*failures(run), *(one for one in run.results if one.outcome is Outcome.ERROR)]:
         lines += ["", *_told(one, run.clauses)]
     if why := reasons(run):
@@ -220,8 +285,8 @@ def _hanging(name: str, value: str) -> Iterator[str]:
     yield from (" " * 15 + line for line in more)
 
 
-def _word(word: str) -> str:
-    return click.style(word, fg=_COLOURS[word], bold=True)
+def _word(word: str, shown: str = "") -> str:
+    return click.style(shown or word, fg=_COLOURS[word], bold=True)
 
 
 def to_json(run: Run, *, strict: bool = False) -> str:
@@ -229,13 +294,20 @@ def to_json(run: Run, *, strict: bool = False) -> str:
     judged, state = verdict(run, strict=strict), states(run)
     document = {
         "format": 1,
-        "verdict": {"word": judged.word, "sentence": judged.sentence, "exit": judged.code, "strict": strict},
+        "verdict": {
+            "word": judged.word,
+            "sentence": judged.sentence,
+            "exit": judged.code,
+            "strict": strict,
+            "partial": judged.partial,
+        },
         "target": run.target,
         "summary": dict(run.summary),
         "version": run.version,
         "started": run.started,
         "seconds": run.seconds,
         "counts": {outcome.value: count for outcome, count in counts(run).items()},
+        "states": {one.value: list(state.values()).count(one) for one in State},
         "clauses": {
             name: {
                 "area": clause.area,

@@ -61,35 +61,61 @@ async def request(
         Unreachable: nobody listens.
     """
     expected = f"an answer to {method} {path} within {limit:g} s"
+    exchange = _Exchange(base, limit)
     try:
         # The limit of the socket counts each read; the one around it counts them all.
         async with asyncio.timeout(limit):
-            return await asyncio.to_thread(_request, base, method, path, headers, body, limit)
+            return await asyncio.to_thread(exchange.run, method, path, headers, body)
     except TimeoutError as error:
         raise Failed(expected, "none came") from error
     except (ConnectionRefusedError, socket.gaierror) as error:
         raise Unreachable(f"{base}: {error.strerror}") from error
     except (OSError, http.client.HTTPException) as error:
         raise Failed(expected, f"the connection broke: {type(error).__name__}: {error}") from error
-
-
-def _request(
-    base: str, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes | None, limit: float
-) -> Answer:
-    url = urlsplit(base)
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.netloc, timeout=limit)
-    try:
-        names = {name.lower() for name, _ in headers}
-        connection.putrequest(method, url.path + path, skip_host="host" in names, skip_accept_encoding=True)
-        for name, value in headers:
-            connection.putheader(name, value.encode())
-        if body is not None and not names & {"content-length", "transfer-encoding"}:
-            connection.putheader("Content-Length", str(len(body)))
-        # A body that is too large may be refused before it is sent: the answer is there all the same.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.endheaders(body)
-        response = connection.getresponse()
-        return Answer(response.status, response.reason, response.getheaders(), response.read())
     finally:
-        connection.close()
+        exchange.end()
+
+
+class _Exchange:
+    """One request and its answer, in a thread; it ends when another thread says so, whatever the server does.
+
+    Args:
+        limit: s, of each read.
+    """
+
+    def __init__(self, base: str, limit: float) -> None:
+        self._url = urlsplit(base)
+        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(self._url.netloc, timeout=limit)
+        self._socket: socket.socket | None = None
+        self._over = False
+
+    def run(self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes | None) -> Answer:
+        connection = self._connection
+        try:
+            connection.connect()
+            # Kept here: the connection forgets it when the answer is the last one over it.
+            self._socket = connection.sock
+            if self._over:
+                raise TimeoutError
+            names = {name.lower() for name, _ in headers}
+            connection.putrequest(method, self._url.path + path, skip_host="host" in names, skip_accept_encoding=True)
+            for name, value in headers:
+                connection.putheader(name, value.encode())
+            if body is not None and not names & {"content-length", "transfer-encoding"}:
+                connection.putheader("Content-Length", str(len(body)))
+            # A body that is too large may be refused before it is sent: the answer is there all the same.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.endheaders(body)
+            response = connection.getresponse()
+            return Answer(response.status, response.reason, response.getheaders(), response.read())
+        finally:
+            connection.close()
+
+    def end(self) -> None:
+        """Wake the thread that waits for the server; nothing when the exchange is over."""
+        self._over = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                # The plain shutdown, for TLS too: it ends a read in another thread, which a close does not.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
+from typing import Any
 
 from contracts.client import Refused
 from contracts.faults import Failed, Misused, TargetUnusable, Unreachable
 from contracts.model import Case, Class, Clause, Level, Outcome, Result, Run
 from contracts.steps import take
 from contracts.story import Story, seconds
-from contracts.target import Target
+from contracts.target import Target, TokenMaker
 
 __all__ = ["TargetUnusable", "look_at", "run", "run_case"]
 
@@ -26,6 +30,10 @@ LONG = 30.0
 _LIMIT = 30.0
 _LIMIT_LEASES = 8
 """s, and leases: the longest a case may take besides the waits that it states."""
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_ITEM = re.compile(r"\$\{i\}")
+_PLACE = re.compile(r"\$\{(?!i\})[^}*]+\}|\$ids .*")
+"""An id that the runner makes from a name."""
 _CLOSE_LIMIT = 75.0
 """s: for the end of a case: at most one command of the target, and its connections."""
 
@@ -62,6 +70,7 @@ async def run(
     asyncio.get_running_loop().set_default_executor(executor)
     begun, started = time.monotonic(), time.time()
     name = secrets.token_hex(4)
+    tokens = TokenMaker(target)
     if probe:
         await look_at(target)
     results: dict[str, Result] = {}
@@ -88,7 +97,7 @@ async def run(
     async def play(case: Case) -> None:
         async with places:
             if not stop.is_set():
-                note(await run_case(case, target, name, started))
+                note(await run_case(case, target, name, started, tokens))
 
     # The longest first: then the run takes hardly longer than they do.
     together = sorted((case for case in applying if not case.alone), key=lambda case: -waits(case, target.lease))
@@ -133,20 +142,23 @@ def waits(case: Case, lease: float) -> float:
     return sum(seconds(step["wait"], lease) for step in case.steps if "wait" in step)
 
 
-async def run_case(case: Case, target: Target, name: str, started: float) -> Result:
+async def run_case(case: Case, target: Target, name: str, started: float, tokens: TokenMaker | None = None) -> Result:
     """One case, to its end: whatever happens it leaves no connection behind.
 
     Args:
         name: the run's, part of the users' ids.
         started: Unix time in s when the run began.
+        tokens: the run's; None: one of the case's own.
     """
-    story = Story(case, target, name, started)
+    story = Story(case, target, name, started, tokens)
     begun = time.monotonic()
     limit = _LIMIT + _LIMIT_LEASES * target.lease + waits(case, target.lease)
+    starts: list[float] = []
     outcome, expected, actual, reason = Outcome.PASSED, None, None, None
     try:
-        async with asyncio.timeout(limit):
+        async with asyncio.timeout(limit) as story.clock:
             for story.index, step in enumerate(case.steps):
+                starts.append(story.now)
                 story.log("-", "·", f"{story.index + 1}. {_as_written(step)}")
                 await take(story, step)
             story.alarm()
@@ -159,16 +171,21 @@ async def run_case(case: Case, target: Target, name: str, started: float) -> Res
     except Misused as fault:
         outcome, reason = Outcome.ERROR, str(fault)
     except TimeoutError:
-        outcome, reason = Outcome.ERROR, f"the case was not over after {limit:g} s"
+        outcome, reason = Outcome.ERROR, "TimeoutError"
+        if story.clock is not None and story.clock.expired():
+            reason = f"the case was not over after {limit:g} s: {_slowest(case, [*starts, story.now])}"
     except Exception as fault:  # noqa: BLE001 (a fault of the suite is an outcome, too)
         outcome, reason = Outcome.ERROR, f"{type(fault).__name__}: {fault}"
     finally:
+        story.clock = None
         # Also when the run is stopped; and shielded, so that a second stop cannot leave sockets open.
         try:
             async with asyncio.timeout(_CLOSE_LIMIT):
                 await asyncio.shield(story.close())
         except TimeoutError:
             outcome, reason = Outcome.ERROR, "its connections could not be closed"
+        except Exception as fault:  # noqa: BLE001 (as above)
+            outcome, reason = Outcome.ERROR, f"its end went wrong: {type(fault).__name__}: {fault}"
     passed = outcome is Outcome.PASSED
     return Result(
         case,
@@ -180,6 +197,16 @@ async def run_case(case: Case, target: Target, name: str, started: float) -> Res
         reason=story.without_tokens(reason) if reason else None,
         transcript=tuple(story.transcript),
     )
+
+
+def _slowest(case: Case, times: Sequence[float]) -> str:
+    """The step that took longest.
+
+    Args:
+        times: s, when each step began, and the end of the last.
+    """
+    length, number = max((end - start, at) for at, (start, end) in enumerate(itertools.pairwise(times), 1))
+    return f"step {number} ({next(iter(case.steps[number - 1]))}) took {length:.1f} s"
 
 
 def _as_written(step: Mapping[str, object]) -> str:
@@ -209,9 +236,33 @@ def _not_applying(case: Case, target: Target) -> Result | None:
     if case.policy not in {"any", target.policy}:
         reason = f"about the watch policy {case.policy!r}; the target has {target.policy!r}"
         return Result(case, Outcome.NOT_RUN, reason=reason)
+    if target.ids == "uuid" and any(_other_ids(step) for step in case.steps):
+        return Result(case, Outcome.NOT_RUN, reason="it has ids that are no UUIDs; those of the target are")
     if lacking := sorted(need for need in case.needs if not _has(target, need)):
         return Result(case, Outcome.NOT_RUN, reason=f"the target lacks {', '.join(lacking)}")
     return None
+
+
+def _other_ids(step: Mapping[str, Any]) -> list[str]:
+    """Ids of a step that the server has to take, and that are more than names: they are text for its own sake."""
+    if "connect-refused" in step or re.search(r"\b4\d\d\b", str(step.get("status"))):
+        return []
+    named = [step[key] for key in ("connect", "user", "as") if key in step and (key != "connect" or "user" not in step)]
+    named += step["users"] if isinstance(step.get("users"), list) else []
+    in_names = [one for one in named if not _NAME.fullmatch(_ITEM.sub("", one))]
+    return [one for one in [*in_names, *_ids_as_sent(step)] if not _PLACE.fullmatch(one)]
+
+
+def _ids_as_sent(step: Mapping[str, Any]) -> Iterator[str]:
+    """The ids within a path, and those within JSON."""
+    if "get" in step and (found := re.match(r"/api/presence/(?:check|conversation)/([^/?]*)", step["get"])):
+        yield found[1]
+    body = step.get("json")
+    listed = body.get("userIds") if isinstance(body, Mapping) else body if "post" in step else None
+    if "text" in step and str(body).startswith("$ids "):
+        yield step["text"]  # the answer's text can tell of such ids only by what they are made of
+    if isinstance(listed, list):
+        yield from (one for one in listed if isinstance(one, str))
 
 
 def _too_long(case: Case, patient: bool) -> Result | None:
@@ -245,16 +296,21 @@ async def look_at(target: Target) -> None:
             await _look_at(story, number)
         except Unreachable as fault:
             raise TargetUnusable(f"the server cannot be reached: {fault}") from fault
-        except Refused as fault:
-            url = instance.websocket + target.path
-            raise TargetUnusable(f"no presence server: {fault.status} for the WebSocket {url}") from fault
         except Failed as fault:
             said = f"{instance.http}: expected {fault.expected}, but {fault.actual}"
+            if isinstance(fault.__cause__, Refused):
+                said += "; see path in [connection] of the target file"
             raise TargetUnusable(story.without_tokens(f"no presence server at {said}")) from fault
         except Misused as fault:
             raise TargetUnusable(str(fault)) from fault
+        except TargetUnusable:
+            raise
+        except Exception as fault:
+            said = story.without_tokens(f"{type(fault).__name__}: {fault}")
+            raise TargetUnusable(f"{instance.http} could not be looked at: {said}") from fault
         finally:
-            await story.close()
+            with contextlib.suppress(Exception):
+                await story.close()
 
 
 async def _look_at(story: Story, number: int) -> None:

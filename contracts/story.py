@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from contracts.faults import Failed, Misused
 from contracts.match import shown
 from contracts.model import Case, Class, Entry
 from contracts.stomp import Frame, encode
-from contracts.target import Target, TokenMaker
+from contracts.target import Target, TokenMaker, call
 
 T = TypeVar("T")
 
@@ -57,9 +56,10 @@ class Story:
     Args:
         run: what makes this run's users its own: a few letters and digits.
         started: Unix time in s when the run of all cases began.
+        tokens: the run's; None: one of the story's own.
     """
 
-    def __init__(self, case: Case, target: Target, run: str, started: float) -> None:
+    def __init__(self, case: Case, target: Target, run: str, started: float, tokens: TokenMaker | None = None) -> None:
         self.case = case
         self.target = target
         self.run = run
@@ -78,10 +78,15 @@ class Story:
         self.index = 0
         """Of the step at work, from 0."""
         self.news = asyncio.Event()
+        self.clock: asyncio.Timeout | None = None
+        """Of the whole case, while its steps are taken."""
         self.minded: Connection | None = None
         """The connection whose end the step at work looks at itself."""
-        self._tokens = TokenMaker(target)
+        self._tokens = tokens or TokenMaker(target)
+        self._names: dict[str, str] = {}
+        """Of users and conversations, by their ids."""
         self._token_names: dict[str, str] = {}
+        self._token_pattern: re.Pattern[str] | None = None
         self._count = itertools.count(1)
         self._outstanding: list[tuple[str, int]] = []
         self._loop = asyncio.get_running_loop()
@@ -113,6 +118,19 @@ class Story:
     def within(self, step: Mapping[str, Any]) -> float:
         """s: the deadline of a step, with the target's slack."""
         return self.length(step.get("within"), WITHIN) + self.target.slack
+
+    async def _uncounted(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call, in a thread, what runs a command of the target: such a time is not the server's, nor the case's."""
+        clock = self.clock
+        end = clock.when() if clock is not None else None
+        if clock is None or end is None:
+            return await asyncio.to_thread(function, *arguments)
+        left = end - self.now
+        clock.reschedule(None)
+        try:
+            return await asyncio.to_thread(function, *arguments)
+        finally:
+            clock.reschedule(self.now + left)
 
     async def until(self, probe: Callable[[], T | None], deadline: float) -> T | None:
         """Wait until the probe has something; None: it had nothing at the deadline.
@@ -170,7 +188,14 @@ class Story:
 
     def user(self, name: str) -> str:
         """The id of a user: by its name, or as it is where the text was no mere name."""
-        return user_id(self.case, name, self.run) if re.fullmatch(r"[a-z][a-z0-9-]*", name) else name
+        if name in self._names or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            return name
+        return self._spelled(user_id(self.case, name, self.run))
+
+    def _spelled(self, name: str) -> str:
+        made = self.target.spelled(name)
+        self._names[made] = name
+        return made
 
     async def fill(self, value: Any, extra: Mapping[str, Any]) -> Any:
         """A step with all `${…}` replaced, in keys and values.
@@ -181,7 +206,7 @@ class Story:
         if isinstance(value, str):
             if ids := re.fullmatch(r"\$ids (\d+)(?: from (\d+))?", value):
                 first = int(ids[2] or 1)
-                return [f"{self.case.id}.some.{self.run}.{n}" for n in range(first, first + int(ids[1]))]
+                return [self._spelled(f"{self.case.id}.some.{self.run}.{n}") for n in range(first, first + int(ids[1]))]
             if (whole := _REPLACED.fullmatch(value)) and whole[1] in self.saved:
                 return self.saved[whole[1]]
             parts = _REPLACED.split(value)
@@ -217,9 +242,14 @@ class Story:
         raise Misused(f"${{{name}}} means nothing")
 
     async def token(self, user: str, kind: str = "valid") -> str | None:
-        made = await asyncio.to_thread(self._tokens.make, user, kind)
-        if made is not None and len(made) > 20:
-            self._token_names[made] = f"<{kind} token of {user}>"
+        made = await self._uncounted(self._tokens.make, user, kind)
+        if made is not None and made not in self._token_names:
+            # In a frame a colon is escaped.
+            for form in (made, made.replace(":", r"\c")):
+                self._token_names[form] = f"<{kind} token of {self._names.get(user, user)}>"
+            # All in one go and the longest first, as one may be a part of another or of its name.
+            forms = sorted(self._token_names, key=len, reverse=True)
+            self._token_pattern = re.compile("|".join(map(re.escape, forms)))
         return made
 
     # Connections.
@@ -355,16 +385,8 @@ class Story:
             self._outstanding.append((undo, instance))
         else:
             self._outstanding = [one for one in self._outstanding if one[0] != name or one[1] != instance]
-        self.log("-", "·", f"hook: {' '.join(command)}")
-        try:
-            done = await asyncio.to_thread(
-                subprocess.run, command, capture_output=True, text=True, timeout=_HOOK_LIMIT, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Misused(f"hooks.{name}: {error}") from error
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            raise Misused(f"hooks.{name}: exit {done.returncode}: {said[-1] if said else 'nothing said'}")
+        self.log("-", "·", f"hook: {name}{f', {instance}' if name.endswith('-instance') else ''}")
+        await self._uncounted(call, f"hooks.{name}", command, _HOOK_LIMIT)
 
     # The end.
 
@@ -372,8 +394,10 @@ class Story:
         """Leave nothing behind: no session, no socket, no instance that is down."""
         await asyncio.gather(*(self._leave(connection) for connection in self.all), return_exceptions=True)
         for name, instance in reversed(self._outstanding.copy()):
-            with contextlib.suppress(Misused):
+            try:
                 await self.hook(name, instance)
+            except Exception as fault:  # noqa: BLE001 (whatever it is, the others are undone)
+                self.log("-", "·", f"not undone: {fault}")
 
     async def _leave(self, connection: Connection) -> None:
         if connection.over or connection.closed or connection.frozen:
@@ -396,13 +420,13 @@ class Story:
 
     def without_tokens(self, text: str) -> str:
         """A text that may be shown to anybody."""
-        for token, name in self._token_names.items():
-            text = text.replace(token, name)
-        return text
+        if self._token_pattern is None:
+            return text
+        return self._token_pattern.sub(lambda found: self._token_names[found[0]], text)
 
     def short(self, user: str) -> str:
         """A user's name without what makes it this case's."""
-        return user.removeprefix(f"{self.case.id}.").removesuffix(f".{self.run}")
+        return self._names.get(user, user).removeprefix(f"{self.case.id}.").removesuffix(f".{self.run}")
 
     def got(self, received: Received) -> str:
         """A frame in one line."""

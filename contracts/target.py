@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
+import tempfile
+import threading
 import time
 import tomllib
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,10 +61,17 @@ TOKENS = (
 SECRETLESS = frozenset({"valid", "absent", "garbage"})
 """The kinds that can be had without the secret."""
 
+MOST_SLACK = 0.6
+"""Leases. A departure must be told within a quarter of a lease; what takes a whole one is its end."""
+
 TOKEN_IN = ("authorization", "passcode", "upgrade")
 _HOUR = 3600
 _COMMAND_LIMIT = 10.0
 """s: for the command that prints a token."""
+_COMMANDS = 4
+"""So many of them run at once."""
+_PRINTED = re.compile(r"""[!#-&(-\[\]-~]+""")
+"""A token that a command prints: ASCII, but no spaces, and no quotes and backslashes, which JSON would change."""
 
 
 class TargetError(Exception):
@@ -86,6 +97,8 @@ class Target:
     slack: float = 1.0
     policy: str = "anyone"
     unsupported: frozenset[str] = frozenset()
+    ids: str = "text"
+    """How ids are spelled: "text" or "uuid"."""
     path: str = "/ws"
     transport: str = "raw"
     parallel: int = 40
@@ -97,6 +110,10 @@ class Target:
     token_in: str = "authorization"  # noqa: S105 (the place of a token, not one)
     directory_loaded: bool = False
     hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def spelled(self, name: str) -> str:
+        """The id of a user or a conversation as this server takes it; the same name has the same id in all runs."""
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, name)) if self.ids == "uuid" else name
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -133,6 +150,15 @@ def load_target(path: str | Path) -> Target:
         raise TargetError(f"{path}: {error}") from error
 
 
+def _slack(top: _Table) -> float:
+    most = MOST_SLACK * top.number("lease", 60.0, above=0)
+    slack = top.number("slack", min(1.0, most), above=None)
+    if slack > most:
+        # With more, the end of a lease could pass for that of a connection.
+        raise ValueError(f"slack: must be at most {MOST_SLACK} leases, here {most:g} s")
+    return slack
+
+
 def _target(file: str, raw: dict[str, Any]) -> Target:
     """Raises ValueError: what is wrong, with the field's name."""
     top = _Table("", raw)
@@ -143,15 +169,16 @@ def _target(file: str, raw: dict[str, Any]) -> Target:
         conformance=Class(top.choice("class", [one.value for one in Class])),
         instances=[_instance(one, at) for at, one in enumerate(top.take("instances", list, []), 1)],
         lease=top.number("lease", 60.0, above=0),
-        slack=top.number("slack", 1.0, above=None),
+        slack=_slack(top),
         policy=top.choice("policy", ["anyone", "contacts"], "anyone"),
         unsupported=frozenset(top.choices("unsupported", FEATURES)),
+        ids=top.choice("ids", ["text", "uuid"], "text"),
         parallel=top.take("parallel", int, 40),
         path=connection.take("path", str, "/ws"),
         transport=connection.choice("transport", ["raw", "sockjs"], "raw"),
         secret=token.take("secret", str, None),
         command=token.texts("command"),
-        claims=token.take("claims", dict, {}),
+        claims=_claims(token.take("claims", dict, {})),
         token_in=token.choice("in", TOKEN_IN, "authorization"),
         directory_loaded=directory.take("loaded", bool, False),
         hooks={name: hooks.texts(name) for name in HOOKS if name in hooks.raw},
@@ -168,9 +195,35 @@ def _target(file: str, raw: dict[str, Any]) -> Target:
         raise ValueError("token: give either 'secret' or 'command'")
     if made.secret is not None and len(made.secret.encode()) < 32:
         raise ValueError("token.secret: HS256 needs 32 bytes or more")
+    for name, command in made.hooks.items():
+        if not command:
+            raise ValueError(f"hooks.{name}: is empty; leave it out when there is no command")
+    if made.secret is not None:
+        try:
+            TokenMaker(made).make("ann")
+        except (jwt.PyJWTError, TypeError, ValueError) as error:
+            raise ValueError(f"token: no token can be made: {error}") from error
     if made.transport == "sockjs" and "sockjs" in made.unsupported:
         raise ValueError("connection.transport: 'sockjs' is among 'unsupported'")
     return made
+
+
+def _claims(raw: dict[str, Any]) -> dict[str, Any]:
+    """The further claims, once they are seen to be what a token can hold."""
+    for name, value in raw.items():
+        where = f"token.claims.{name}"
+        if name in {"sub", "iat", "exp"}:
+            raise ValueError(f"{where}: the runner sets it itself")
+        if name == "iss" and not isinstance(value, str):
+            raise ValueError(f"{where}: must be text")
+        audience = value if isinstance(value, list) else [value]
+        if name == "aud" and not all(isinstance(one, str) for one in audience):
+            raise ValueError(f"{where}: must be text, or an array of strings")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: must be a value that JSON has") from error
+    return raw
 
 
 def _instance(raw: Any, number: int) -> Instance:
@@ -213,7 +266,8 @@ class _Table:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{self.at(name)}: must be a number of seconds")
         if value < 0 or (above is not None and value <= above):
-            raise ValueError(f"{self.at(name)}: must be above {0 if above is None else above:g}")
+            least = "0 or more" if above is None else f"above {above:g}"
+            raise ValueError(f"{self.at(name)}: must be {least}")
         return float(value)
 
     def choice(self, name: str, allowed: Sequence[str], default: str | None = None) -> str:
@@ -241,9 +295,18 @@ class _Table:
         value = self.take(name, str, None)
         if value is None:
             return None
-        parts = urlsplit(value)
-        if parts.scheme not in schemes or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"{self.at(name)}: {value!r} is no URL of the kind {schemes[0]}://host:port")
+        if "@" in value:
+            # It would stand in every report; what is wrong with it does not name it either.
+            raise ValueError(f"{self.at(name)}: must hold no user name and no password")
+        shown = value.partition("?")[0]
+        wrong = ValueError(f"{self.at(name)}: {shown!r} is no URL of the kind {schemes[0]}://host:port")
+        try:
+            parts = urlsplit(value)
+            port = parts.port
+        except ValueError as error:
+            raise wrong from error
+        if parts.scheme not in schemes or not parts.hostname or port == 0 or parts.query or parts.fragment:
+            raise wrong
         return str(value).rstrip("/")
 
     def no_more(self) -> None:
@@ -256,12 +319,50 @@ class _Table:
 _KINDS: dict[type, str] = {str: "text", int: "an integer", bool: "true or false", list: "an array", dict: "a table"}
 
 
+def call(name: str, command: Sequence[str], limit: float) -> bytes:
+    """Run a command of the target until it has ended, whatever it leaves running.
+
+    Args:
+        name: the field of the target file, for messages.
+        limit: s.
+
+    Returns:
+        its standard output.
+
+    Raises:
+        Misused: it failed. Only the program is named: arguments and output may hold secrets.
+    """
+    program = f"{name}: {Path(command[0]).name}"
+    # A file: a pipe would be at its end only when every child that holds it has ended, too.
+    with tempfile.TemporaryFile() as output:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Misused(f"{program}: not over after {limit:g} s") from error
+        except OSError as error:
+            raise Misused(f"{program}: {error.strerror}") from error
+        except ValueError as error:  # a NUL in a word
+            raise Misused(f"{program}: {error}") from error
+        if done.returncode:
+            raise Misused(f"{program}: exit {done.returncode}; its output is not shown, as it may hold secrets")
+        output.seek(0)
+        return output.read()
+
+
 class TokenMaker:
-    """Tokens for a target, good ones and bad ones."""
+    """Tokens for a target, good ones and bad ones: one for all cases of a run. It may be used by many threads."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._printed: dict[str, str] = {}
+        self._places = threading.BoundedSemaphore(_COMMANDS)
 
     def make(self, user: str, kind: str = "valid") -> str | None:
         """A token; it may block while the target's command runs.
@@ -312,15 +413,12 @@ class TokenMaker:
             return jwt.encode(claims, key, algorithm=algorithm)
 
     def _print(self, user: str) -> str:
-        if user not in self._printed:
-            command = [part.replace("{user}", user) for part in self._target.command]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT, check=False)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise Misused(f"token.command: {error}") from error
-            token = done.stdout.strip()
-            if done.returncode or not token:
-                said = done.stderr.strip().splitlines()
-                raise Misused(f"token.command: exit {done.returncode}, {said[-1] if said else 'no token printed'}")
-            self._printed[user] = token
-        return self._printed[user]
+        # The command's limit counts from its start, not from the wait for a place.
+        with self._places:
+            if user not in self._printed:
+                command = [part.replace("{user}", user) for part in self._target.command]
+                token = call("token.command", command, _COMMAND_LIMIT).strip().decode(errors="replace")
+                if not _PRINTED.fullmatch(token):
+                    raise Misused("token.command: must print one token on one line, in ASCII, without quotes")
+                self._printed[user] = token
+            return self._printed[user]

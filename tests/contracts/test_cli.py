@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import tomllib
+import uuid
 from typing import Any
 
 import pytest
@@ -206,6 +207,14 @@ def test_a_target_that_cannot_be_used_is_one_line_whatever_it_says(command, play
     assert one_line(err) == "no presence server: ␛[2J<html>"
 
 
+def test_what_nobody_foresaw_is_one_line_that_shows_no_token(command, played, target):
+    played(fault=ValueError("Invalid header value: Bearer hunter2"))
+    code, _, err = command("run", "--target", target)
+    assert code == 2
+    assert "unforeseen: ValueError in test_cli.py, line " in one_line(err)
+    assert "hunter2" not in err
+
+
 def test_a_report_that_cannot_be_written_is_one_line(command, played, target, tmp_path):
     played(passed())
     (tmp_path / "page").mkdir()
@@ -273,6 +282,13 @@ def test_directory_prints_what_the_cases_of_a_target_need(command, target, made_
     assert json.loads(out)["friends"]["renews.ann"] == ["renews.bob"]
     target.write_text("policy = 'contacts'\n" + target.read_text())
     assert json.loads(command("directory", "--target", target)[1]) == {"friends": {}, "conversations": {}}
+
+
+def test_directory_spells_the_ids_as_the_target_does(command, target, made_up_cases):
+    target.write_text('ids = "uuid"\n' + target.read_text())
+    found = json.loads(command("directory", "--target", target)[1])["friends"]
+    ann, bob = (str(uuid.uuid5(uuid.NAMESPACE_URL, f"renews.{name}")) for name in ("ann", "bob"))
+    assert found[ann] == [bob]
 
 
 def test_init_writes_a_target_file_that_only_wants_its_secret(command, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
@@ -71,6 +72,49 @@ def test_a_clause_holds_only_if_no_case_of_it_failed_or_ended_in_an_error():
         "AUTH-01": State.UNVERIFIED,
     }
     assert report.states(run(passed(), broken()))["WATCH-01"] is State.UNVERIFIED
+
+
+@pytest.mark.parametrize("other", [not_run(), unsupported()])
+def test_a_clause_holds_in_part_where_not_all_of_its_cases_were_run(other):
+    some = run(passed(), other)
+    assert report.states(some)["WATCH-01"] is State.IN_PART
+    assert "0 of 1 clauses hold, 1 in part." in report.text(some)
+    document = json.loads(report.to_json(some))
+    assert document["clauses"]["WATCH-01"]["state"] == "holds in part"
+    assert document["states"]["holds in part"] == 1
+    assert _Page(to_html(some)).cells == {"WATCH-01": "holds-in-part"}
+
+
+def left_out(name="left", reason="not chosen", **more):
+    return replace(not_run(name, **more), reason=reason)
+
+
+def test_the_first_line_says_how_many_of_the_cases_that_apply_were_chosen():
+    some = run(passed(), left_out(), left_out("other", policy="contacts"), not_run(), unsupported())
+    first = click.unstyle(report.text(some)).splitlines()[0]
+    assert first == "PASS (1 of 2 cases chosen)  Every MUST that was verified holds."
+    assert json.loads(report.to_json(some))["verdict"]["partial"] == "1 of 2 cases chosen"
+    assert "Pass (1 of 2 cases chosen)." in to_html(some) and "partial run" in to_html(some)
+    root = ET.fromstring(to_junit(some))
+    assert root.get("name") == "presence-contracts (partial: 1 of 2 cases chosen)"
+    assert [one.get("value") for one in root.iter("property")] == ["1 of 2 cases chosen"]
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (left_out(reason="of class full, not chosen"), "1 of 2 cases chosen"),
+        (left_out(reason="another case had failed before"), "stopped after 1 of 2 cases"),
+        (left_out(reason="it waits for a minute (--patient)"), None),
+        (left_out(needs=frozenset({"instances"})), None),
+        (left_out(needs=frozenset({"directory"})), None),
+        (left_out(needs=frozenset({"hook:stop-store"})), None),
+        (left_out(features=frozenset({"cors"})), None),
+        (left_out(needs=frozenset({"short-lease", "secret"})), "1 of 2 cases chosen"),
+    ],
+)
+def test_a_run_is_partial_only_if_a_case_was_left_out_that_says_something_of_the_target(result, expected):
+    assert report.partial(run(passed(), result)) == expected
 
 
 def test_the_text_begins_with_the_verdict_and_tells_all_of_a_failure():
@@ -153,7 +197,9 @@ def test_the_json_has_the_whole_run():
         "sentence": "Not every MUST holds: 1 case fails.",
         "exit": 1,
         "strict": False,
+        "partial": None,
     }
+    assert document["states"] == {"holds": 1, "holds in part": 0, "broken": 2, "unsupported": 1, "not verified": 1}
     assert document["counts"] == {"passed": 1, "failed": 2, "error": 1, "unsupported": 1, "not run": 1}
     assert document["summary"]["instances"] == ["http://127.0.0.1:8080"]
     assert document["clauses"]["WATCH-01"]["state"] == "broken"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -13,8 +15,8 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from contracts import runner, story
-from contracts.faults import TargetUnusable
+from contracts import rest, runner, story
+from contracts.faults import Failed, TargetUnusable
 from contracts.model import Case, Class, Clause, Level, Outcome, Result, Run
 from contracts.runner import run
 from contracts.target import Instance, Target
@@ -355,6 +357,155 @@ async def test_what_a_hook_has_done_is_undone_when_the_case_fails(tmp_path):
     assert log.read_text() == "freeze-instance 1\nthaw-instance 1\n"
 
 
+async def test_a_hook_that_cannot_be_run_ends_its_case_alone(monkeypatch):
+    def broken(*_):
+        raise IndexError("no words")
+
+    monkeypatch.setattr(story, "call", broken)
+    hooks = {"freeze-instance": ["x"], "thaw-instance": ["x"]}
+    cases = [case({"hook": "freeze-instance"}), case({"wait": "0s"}, identity="two", alone=True)]
+    found = await run(target(1, hooks=hooks), cases, CLAUSES, probe=False)
+    assert [one.outcome for one in found.results] == [Outcome.ERROR, Outcome.PASSED]
+    assert found.results[0].transcript[-1].text == "not undone: no words"
+
+
+async def test_the_end_of_a_case_may_go_wrong(monkeypatch):
+    async def broken(_):
+        raise IndexError("no words")
+
+    monkeypatch.setattr(story.Story, "close", broken)
+    found = await run(target(1), [case({"wait": "0s"})], CLAUSES, probe=False)
+    assert found.results[0].reason == "its end went wrong: IndexError: no words"
+
+
+async def test_a_look_at_the_target_that_goes_wrong_is_told_in_one_line(monkeypatch):
+    async def broken(*_, **__):
+        raise IndexError("no words")
+
+    monkeypatch.setattr(story.Story, "request", broken)
+    monkeypatch.setattr(story.Story, "close", broken)
+    with pytest.raises(TargetUnusable, match="could not be looked at: IndexError: no words"):
+        await run(target(1), [], CLAUSES)
+
+
+async def test_a_transcript_names_a_hook_and_not_its_words(tmp_path):
+    hooks = {"stop-store": ["sh", "-c", "exit 3 # hunter2"], "start-store": ["sh", "-c", "true # hunter2"]}
+    found = (await run(target(1, hooks=hooks), [case({"hook": "stop-store"})], CLAUSES, probe=False)).results[0]
+    assert str(found.reason).startswith("hooks.stop-store: sh: exit 3;")
+    assert "hunter2" not in str(found)
+    assert [one.text for one in found.transcript if "hook:" in one.text] == ["hook: stop-store", "hook: start-store"]
+
+
+async def test_a_hook_may_leave_a_child_with_its_output_open(monkeypatch):
+    monkeypatch.setattr(story, "_HOOK_LIMIT", 2.0)
+    hooks = {"empty-store": ["sh", "-c", "sleep 3 & true"]}
+    found = await run(target(1, hooks=hooks), [case({"hook": "empty-store"})], CLAUSES, probe=False)
+    assert found.results[0].outcome is Outcome.PASSED
+    assert found.seconds < 2
+
+
+@pytest.mark.parametrize("token", ["short", "a:b"])
+async def test_a_token_is_never_shown_however_short_it_is(short, token):
+    more: dict[str, Any] = {"secret": None, "command": ["echo", token]}
+    async with server(answering(event(token, True))) as port:
+        found = await run(target(port, **more), [case({"connect": "ann"}, {"wait": "0.1s"})], CLAUSES, probe=False)
+    assert found.results[0].outcome is Outcome.PASSED
+    sent = next(one.text for one in found.results[0].transcript if "Bearer" in one.text)
+    assert "Bearer <valid token of one.ann." in sent
+    assert all(form not in str(found.results[0].transcript) for form in (token, token.replace(":", r"\\c")))
+
+
+async def test_a_token_is_made_once_in_a_run(tmp_path):
+    log = tmp_path / "log"
+    command = ["sh", "-c", f"echo made >> {log}; echo token"]
+    step = {"get": "/x", "as": "Ann", "status": 426}
+    async with server(silent) as port:
+        cases = [case(step), case(step, identity="two", alone=True)]
+        found = await run(target(port, secret=None, command=command), cases, CLAUSES, probe=False)
+    assert [one.outcome for one in found.results] == [Outcome.PASSED] * 2
+    assert log.read_text() == "made\n"
+
+
+async def test_an_answer_that_drips_is_cut_off():
+    ended = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n")
+            for _ in range(100):
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            ended.set()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as running:
+        port = running.sockets[0].getsockname()[1]
+        with pytest.raises(Failed, match=r"within 0\.3 s; none came"):
+            await rest.request(f"http://127.0.0.1:{port}", "GET", "/", [], None, limit=0.3)
+        async with asyncio.timeout(1):
+            await ended.wait()
+            # The thread is over, too: the end of a run waits for it.
+            await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def test_ids_are_spelled_as_uuids_where_the_target_asks_for_it():
+    told = story.Story(case({"wait": "0s"}), target(1, ids="uuid"), "run", 0.0)
+    bob = told.user("bob")
+    assert bob == str(uuid.uuid5(uuid.NAMESPACE_URL, "one.bob.run"))
+    assert await told.fill(["${bob}", "${conversation:bob}"], {}) == [bob, bob]
+    assert [len(one) for one in await told.fill("$ids 2", {})] == [36, 36]
+    assert (told.user(bob), told.short(bob)) == (bob, "bob")
+
+
+@pytest.mark.parametrize(
+    ("step", "runs"),
+    [
+        ({"connect": "c${i}", "user": "ann"}, True),
+        ({"connect": "odd", "user": "9${odd}.A"}, False),
+        ({"connect-refused": "ann", "user": "${ann}:x"}, True),
+        ({"get": "/api/presence/check/${ann}", "as": "ann"}, True),
+        ({"get": "/api/presence/check/q", "as": "ann"}, False),
+        ({"get": "/api/presence/check/a*", "as": "ann", "status": 400}, True),
+        ({"post": "/api/presence/batch", "as": "ann", "json": ["${bob}", "0"]}, False),
+        ({"post": "/api/presence/batch", "as": "ann", "json": "$ids 5", "text": "~ some"}, False),
+        ({"send": "ann", "json": {"userIds": ["${i}a"]}}, False),
+        ({"send": "ann", "json": {"userIds": "$ids 5"}}, True),
+        ({"watch": "ann", "users": ["bob", "${cat}"]}, True),
+    ],
+)
+def test_what_needs_other_ids_is_not_run_where_ids_are_uuids(step, runs):
+    not_run = runner._not_applying(case(step), target(1, ids="uuid"))
+    assert (not_run is None) is runs
+    assert runner._not_applying(case(step), target(1)) is None
+
+
+async def test_a_case_that_overruns_names_the_step_that_took_longest(monkeypatch):
+    monkeypatch.setattr(runner, "_LIMIT", 0.3)
+    monkeypatch.setattr(runner, "_LIMIT_LEASES", 0)
+    found = await verdict(silent, {"wait": "0s"}, {"connect": "ann"})
+    assert (found.outcome, found.step) == (Outcome.ERROR, 2)
+    assert re.fullmatch(r"the case was not over after 0\.3 s: step 2 \(connect\) took 0\.\d s", str(found.reason))
+
+
+async def test_the_time_of_the_targets_commands_is_not_the_cases(monkeypatch):
+    monkeypatch.setattr(runner, "_LIMIT", 0.3)
+    monkeypatch.setattr(runner, "_LIMIT_LEASES", 0)
+    more = {
+        "hooks": {"empty-store": ["sleep", "0.4"]},
+        "secret": None,
+        "command": ["sh", "-c", "sleep 0.4; echo token"],
+    }
+    async with server(silent) as port:
+        steps = [{"hook": "empty-store"}, {"get": "/x", "as": "ann", "status": 426}]
+        found = await run(target(port, **more), [case(*steps)], CLAUSES, probe=False)
+    assert (found.results[0].outcome, found.results[0].reason) == (Outcome.PASSED, None)
+
+
 # The runner.
 
 
@@ -431,7 +582,8 @@ async def test_a_target_that_is_no_presence_server_is_told_in_one_line():
             return socket.respond(HTTPStatus.OK, '{"isOnline": false}')
         return socket.respond(HTTPStatus.NOT_FOUND, "no")
 
-    assert "the upgrade was answered with 404" in await told(rest_only)
+    said = await told(rest_only)
+    assert "/ws was answered with 404; see path in [connection]" in said and "the upgrade of ws://" in said
     with pytest.raises(TargetUnusable, match=r"the server cannot be reached: .*refused"):
         await run(target(1), [], CLAUSES)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jwt
 import pytest
 
 from contracts.faults import Misused
 from contracts.model import Class
-from contracts.target import TargetError, TokenMaker, load_target
+from contracts.target import Target, TargetError, TokenMaker, load_target
 
 SECRET = "a secret of the tests, of 32 bytes and more"
 GOOD = """class = "full"
@@ -53,6 +54,17 @@ def test_a_target_is_read_with_its_defaults(tmp_path):
         ("", TOKEN + '[connection]\ntransport = "pigeon"', "connection.transport: 'pigeon' is none of"),
         ("", TOKEN + '[hooks]\nkill = ["x"]', "hooks.kill: is unknown"),
         ("", "[token", "line"),
+        ("lease = 2\nslack = 1.3", TOKEN, r"slack: must be at most 0.6 leases, here 1.2 s"),
+        ("slack = -1", TOKEN, "slack: must be 0 or more"),
+        ("", TOKEN + "claims = { iss = 5 }", "token.claims.iss: must be text"),
+        ("", TOKEN + "claims = { aud = [5] }", "token.claims.aud: must be text, or an array"),
+        ("", TOKEN + "claims = { born = 2020-01-01 }", "token.claims.born: must be a value that JSON has"),
+        ("", TOKEN + 'claims = { sub = "ann" }', "token.claims.sub: the runner sets it itself"),
+        ("", TOKEN + "claims = { exp = 5 }", "token.claims.exp: the runner sets it itself"),
+        ("", TOKEN + "[hooks]\nkill-instance = []", "hooks.kill-instance: is empty"),
+        ("", TOKEN + '[[instances]]\nhttp = "http://h:99999"', r"instances\[2\].http: 'http://h:99999' is no URL"),
+        ("", TOKEN + '[[instances]]\nhttp = "http://h:abc"', r"instances\[2\].http: 'http://h:abc' is no URL"),
+        ("", f"[token]\nsecret = 'ssh-rsa {'x' * 32}'", "token: no token can be made"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_the_field(tmp_path, more, tables, told):
@@ -115,5 +127,46 @@ def test_a_command_prints_the_token_once_for_each_user(tmp_path):
 
 def test_a_command_that_fails_is_told(tmp_path):
     found = target(tmp_path, tables="[token]\ncommand = ['sh', '-c', 'echo no key >&2; exit 3']")
-    with pytest.raises(Misused, match=r"token.command: exit 3, no key"):
+    with pytest.raises(Misused, match=r"token.command: sh: exit 3;"):
         TokenMaker(found).make("ann")
+
+
+def test_a_user_and_a_password_in_an_address_are_refused_and_not_shown(tmp_path):
+    with pytest.raises(TargetError, match=r"instances\[2\].http: must hold no user name") as caught:
+        target(tmp_path, tables=TOKEN + '[[instances]]\nhttp = "http://ann:hunter2@host:80"')
+    assert "hunter2" not in str(caught.value)
+
+
+def printing(script: str) -> TokenMaker:
+    """The maker of a target whose tokens a line of shell prints."""
+    return TokenMaker(Target("file", Class.GUIDE, [], command=["sh", "-c", script]))
+
+
+@pytest.mark.parametrize("script", ["echo one; echo two", r"printf '\377'", "true", "echo one two", "exit 3 # one"])
+def test_what_is_no_token_is_told_without_what_was_printed(script):
+    with pytest.raises(Misused, match=r"^token\.command: ") as caught:
+        printing(f"echo no one >&2; {script}").make("ann")
+    assert "one" not in str(caught.value).removesuffix("must print one token on one line, in ASCII, without quotes")
+
+
+def test_a_command_that_takes_too_long_is_told_without_its_words(monkeypatch):
+    monkeypatch.setattr("contracts.target._COMMAND_LIMIT", 0.1)
+    with pytest.raises(Misused) as caught:
+        printing("exec sleep 5 # hunter2").make("ann")
+    assert str(caught.value) == "token.command: sh: not over after 0.1 s"
+
+
+def test_only_the_command_is_waited_for_not_what_it_leaves_running(monkeypatch):
+    monkeypatch.setattr("contracts.target._COMMAND_LIMIT", 2.0)
+    begun = time.monotonic()
+    assert printing("sleep 3 & echo token").make("ann") == "token"
+    assert time.monotonic() - begun < 2
+
+
+def test_few_commands_run_at_once_and_the_wait_for_a_place_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("contracts.target._COMMAND_LIMIT", 0.9)
+    count = f"mkdir {tmp_path}/$$; ls {tmp_path} | wc -l; sleep 0.3; rmdir {tmp_path}/$$"
+    maker = TokenMaker(Target("file", Class.GUIDE, [], command=["sh", "-c", count, "{user}"]))
+    with ThreadPoolExecutor(16) as threads:
+        at_once = [int(str(one)) for one in threads.map(maker.make, map(str, range(16)))]
+    assert max(at_once) <= 4
