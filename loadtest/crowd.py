@@ -50,7 +50,7 @@ class Session:
     """One user of the crowd. Moments are `time.monotonic()` seconds; 0.0: not yet."""
 
     __slots__ = (
-        "beat_at", "beat_due", "conn", "intended", "muted", "number", "offline_as", "offline_at", "online_at", "tries",
+        "beat_at", "beats_due", "conn", "intended", "muted", "number", "offline_as", "offline_at", "online_at", "tries",
         "user", "visit", "wanted", "watch_from",
     )  # fmt: skip
 
@@ -69,8 +69,8 @@ class Session:
         """When it was to connect."""
         self.beat_at = 0.0
         """When the last beat was sent, or CONNECTED came: the lease counts from there."""
-        self.beat_due = 0.0
-        """When the beat whose receipt is awaited was intended."""
+        self.beats_due: tuple[float, ...] = ()
+        """When the beats whose receipts are awaited were intended; receipts come in the order of the beats."""
         self.watch_from = 0.0
         self.online_at = 0.0
         """When its last change to online was intended; `offline_at` likewise, and `offline_as` its metric."""
@@ -182,8 +182,8 @@ class Crowd:
         self.counts["offered"] += 1
         self.counts["made"] += 1
         now = self.engine.now()
-        if not session.beat_due and self._dice.random() < self._receipts:
-            session.beat_due = intended
+        if self._dice.random() < self._receipts:
+            session.beats_due += (intended,)
             self.counts["receipts asked"] += 1
             conn.send_prepared(self._beat_with_receipt)
         else:
@@ -325,7 +325,7 @@ class Crowd:
         session: Session = conn.owner
         session.visit += 1
         session.tries = 0
-        session.beat_at, session.beat_due = at, 0.0
+        session.beat_at, session.beats_due = at, ()
         self.counts["connected"] += 1
         self.ledger.session_opened(session.user, str(session.visit), at)
         self.metrics.record("WS connect", conn.upgraded_at - session.intended)
@@ -348,8 +348,10 @@ class Crowd:
             return
         if receipt_id == "b":
             self.counts["receipts got"] += 1
-            self.metrics.record("STOMP heartbeat", at - session.beat_due)
-            session.beat_due = 0.0
+            if session.beats_due:
+                due, *later = session.beats_due
+                session.beats_due = tuple(later)
+                self.metrics.record("STOMP heartbeat", at - due)
         elif receipt_id == "w":
             self.metrics.record("STOMP watch", at - session.watch_from)
             for number in self.watches[session.number]:
