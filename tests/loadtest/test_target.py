@@ -13,7 +13,7 @@ SECRET = "a secret of more than thirty-two bytes"
 FILE = """
 class = "full"
 lease = 2
-slack = 1.5
+slack = 1
 [[instances]]
 http = "http://127.0.0.1:8080/base/"
 [[instances]]
