@@ -12,18 +12,22 @@ from typing import Any
 
 import click
 
-from contracts.model import Class, Clause, Entry, Level, Outcome, Result, Run
+from contracts.model import (
+    NOT_CHOSEN,
+    SHORT_LEASE,
+    STOPPED,
+    TOO_LONG,
+    Class,
+    Clause,
+    Entry,
+    Level,
+    Outcome,
+    Result,
+    Run,
+)
 
 SHOWN = 40
 """Entries of a transcript that the text shows: the last ones, where the failure is."""
-
-SHORT_LEASE = 5.0
-"""s: what the runner calls a short lease."""
-
-# Reasons of the runner's.
-_NOT_CHOSEN = "not chosen"
-_STOPPED = "another case had failed before"
-_TOO_LONG = "it waits for a minute (--patient)"
 
 _COLOURS = {
     "PASS": "green",
@@ -104,8 +108,8 @@ def partial(run: Run) -> str | None:
         return None
     of = counts(run)
     done = of[Outcome.PASSED] + of[Outcome.FAILED] + of[Outcome.ERROR]
-    patient = sum(one.outcome is Outcome.NOT_RUN and one.reason == _TOO_LONG for one in run.results)
-    if any(one.reason == _STOPPED for one in left):
+    patient = sum(one.outcome is Outcome.NOT_RUN and one.reason == TOO_LONG for one in run.results)
+    if any(one.reason == STOPPED for one in left):
         return f"stopped after {done} of {done + len(left)} cases"
     return f"{done + patient} of {done + patient + len(left)} cases chosen"
 
@@ -113,7 +117,7 @@ def partial(run: Run) -> str | None:
 def _left_out(result: Result) -> bool:
     """Whether a case was not run because of how the run was started, or of how it went."""
     reason = result.reason or ""
-    return reason.endswith(_NOT_CHOSEN) or reason == _STOPPED
+    return reason.endswith(NOT_CHOSEN) or reason == STOPPED
 
 
 def _applies(result: Result, run: Run) -> bool:

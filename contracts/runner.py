@@ -16,15 +16,13 @@ from typing import Any
 
 from contracts.client import Refused
 from contracts.faults import Failed, Misused, TargetUnusable, Unreachable
-from contracts.model import Case, Class, Clause, Level, Outcome, Result, Run
+from contracts.model import NOT_CHOSEN, SHORT_LEASE, STOPPED, TOO_LONG, Case, Class, Clause, Level, Outcome, Result, Run
 from contracts.steps import take
 from contracts.story import Story, seconds
 from contracts.target import Target, TokenMaker
 
 __all__ = ["TargetUnusable", "look_at", "run", "run_case"]
 
-SHORT_LEASE = 5.0
-"""s: what `needs = ["short-lease"]` asks for."""
 LONG = 30.0
 """s: what waits longer than this, for all that the lease is, is left to patient runs."""
 _LIMIT = 30.0
@@ -107,7 +105,7 @@ async def run(
         await play(case)
     for case in applying:
         if case.id not in results:
-            note(Result(case, Outcome.NOT_RUN, reason="another case had failed before"))
+            note(Result(case, Outcome.NOT_RUN, reason=STOPPED))
     return Run(
         target=target.file,
         summary=target.summary,
@@ -219,11 +217,11 @@ def _not_chosen(
 ) -> Result | None:
     reason = None
     if only and case.id not in only and not set(case.clauses) & set(only):
-        reason = "not chosen"
+        reason = NOT_CHOSEN
     elif conformance is not None and case.conformance is not conformance:
-        reason = f"of class {case.conformance.value}, not chosen"
+        reason = f"of class {case.conformance.value}, {NOT_CHOSEN}"
     elif levels and case.level not in levels:
-        reason = f"of level {case.level.value}, not chosen"
+        reason = f"of level {case.level.value}, {NOT_CHOSEN}"
     return Result(case, Outcome.NOT_RUN, reason=reason) if reason else None
 
 
@@ -269,7 +267,7 @@ def _too_long(case: Case, patient: bool) -> Result | None:
     wait = waits(case, 0)  # whatever the lease
     if patient or wait < LONG:
         return None
-    return Result(case, Outcome.NOT_RUN, reason="it waits for a minute (--patient)")
+    return Result(case, Outcome.NOT_RUN, reason=TOO_LONG)
 
 
 def _has(target: Target, need: str) -> bool:

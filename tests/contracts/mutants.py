@@ -22,7 +22,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,6 @@ from contracts.target import Instance, Target, load_target
 from tests.contracts.verified import LEASE, Keeper
 from tests.support.fork_server import fork_presence
 from tests.support.server import ROOT, SECRET, ServerProcess, environment
-from tests.support.waiting import wait_until
 
 FOLDER = Path(__file__).parent / "mutants"
 SLACK = 0.3
@@ -132,24 +131,18 @@ class MutantKeeper(Keeper):
     """Two instances of a broken server that share a store, with a hook for whatever the cases break."""
 
     def __init__(self, folder: Path, mutant: Mutant) -> None:
+        self.mutant = mutant
         super().__init__(folder, mutant.policy)
-        for unmodified in self.servers:
-            unmodified.close()
-        self.servers = [MutantServer(mutant, redis_url=self.store.url) for _ in range(mutant.instances)]
 
-    @asynccontextmanager
-    async def keeping(self) -> AsyncIterator[Path]:
-        async with AsyncExitStack() as stack:
-            stack.callback(self.store.close)
-            for server in self.servers:
-                stack.callback(server.close)
-            await self.store.start()
-            for server in self.servers:
-                await server.start().ready()  # one after the other: which is the first is the same each time
-            await wait_until(self._settled, what="the servers to know who is offline")
-            await stack.enter_async_context(await asyncio.start_unix_server(self._hook, self.socket))
-            self.target.write_text(self._target())
-            yield self.target
+    def instances(self, settings: dict[str, object]) -> list[ServerProcess]:
+        return [MutantServer(self.mutant, redis_url=settings["redis_url"]) for _ in range(self.mutant.instances)]
+
+    async def start(self) -> None:
+        for server in self.servers:
+            await server.start().ready()  # one after the other: which is the first is the same each time
+
+    async def finish(self) -> None:
+        """How a broken server stops is not what is asked."""
 
 
 @asynccontextmanager

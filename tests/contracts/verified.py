@@ -67,7 +67,27 @@ class Keeper:
             "lease_seconds": LEASE,
             "watch_policy": policy,
         }
-        self.servers = [ServerProcess(**(fleet | settings)) for _ in range(2)]  # type: ignore[arg-type]
+        self.servers = self.instances(fleet | settings)
+
+    def instances(self, settings: dict[str, object]) -> list[ServerProcess]:
+        """Two, which share the store; not started."""
+        directory = json.dumps(fixture(load_cases(load_clauses())))
+        servers = [ServerProcess(**settings) for _ in range(2)]  # type: ignore[arg-type]
+        for server in servers:
+            server.directory_file.write_text(directory)
+        return servers
+
+    async def start(self) -> None:
+        """Start the instances, at once."""
+        for server in self.servers:
+            server.start()
+        for server in self.servers:
+            await server.ready()
+
+    async def finish(self) -> None:
+        """Stop them; all must have gone well."""
+        for server in self.servers:
+            await server.finish()
 
     @asynccontextmanager
     async def keeping(self) -> AsyncIterator[Path]:
@@ -76,19 +96,13 @@ class Keeper:
             stack.callback(self.store.close)
             for server in self.servers:
                 stack.callback(server.close)
-            directory = json.dumps(fixture(load_cases(load_clauses())))
             await self.store.start()
-            for server in self.servers:
-                server.directory_file.write_text(directory)
-                server.start()
-            for server in self.servers:
-                await server.ready()
+            await self.start()
             await wait_until(self._settled, what="the servers to know who is offline")
             await stack.enter_async_context(await asyncio.start_unix_server(self._hook, self.socket))
             self.target.write_text(self._target())
             yield self.target
-            for server in self.servers:
-                await server.finish()
+            await self.finish()
 
     async def _settled(self) -> bool:
         """A store that is new to an instance may have lost what it knew: for a while nobody is said to be offline."""
