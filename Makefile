@@ -36,7 +36,7 @@ check: .venv/dev  ## Check style, types and the direction of imports
 contracts: .venv/dev  ## Verify a fresh server by the contract, all of it (ARGS="--only WATCH-12 --html report.html")
 	$(BIN)/python -m tests.contracts.verified $(ARGS)
 
-test-mutants: .venv/dev  ## Run the whole suite of the contract on each broken server (an hour; in `make test` the cases meant for it)
+test-mutants: .venv/dev  ## Run the whole suite of the contract on each broken server (for hours; in `make test` the cases meant for it)
 	$(BIN)/python -m tests.contracts.mutants --all
 
 load: .venv/dev  ## Load a fresh server: 2,000 clients for a minute, and a report (ARGS="--sessions 5000"; docs/load-testing.md)
