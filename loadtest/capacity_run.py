@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loadtest import launch, report, validity
+from loadtest import launch, validity, verdict
 from loadtest.capacity import Found, Kind, Trial, limited_by
 from loadtest.launch import LaunchError
 from loadtest.run import Run
@@ -26,7 +26,7 @@ def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
         late = {text for _, text in validity.generator_late(step)}
         run.validity = [(level, text) for level, text in run.validity if text.partition(": ")[2] not in late]
     if step.breach:
-        return Trial(sessions, kind, step, launch.generator_at_fault(step, may_be_late=kind == "storm"))
+        return Trial(sessions, kind, step, verdict.generator_at_fault(step, may_be_late=kind == "storm"))
     fatal = [text for level, text in run.validity if level == "fatal"]
     return Trial(sessions, kind, step, fatal[0].removeprefix(f"at {sessions:,} sessions: ") if fatal else None)
 
@@ -47,7 +47,7 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
     storms = [run for run, trial in believed if trial.kind == "storm"]
     others = [step for step in whole.steps if not any(step in run.steps for run in storms)]
     whole.verdict, whole.slo = "", slo
-    findings = [*launch.findings(replace(whole, steps=others)), *(one for run in storms for one in run.validity)]
+    findings = [*verdict.findings(replace(whole, steps=others)), *(one for run in storms for one in run.validity)]
     doubts = [(one.sessions, one.invalid) for one in found.trials if one.invalid]
     findings += [
         ("warning", f"At {sessions:,} sessions the run was not to be believed: {why}") for sessions, why in doubts
@@ -60,5 +60,5 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
     else:
         bound = f", limited by {limit}" if limit else ""
         floor = " (a floor: the server may hold more)" if found.floor else ""
-        whole.verdict = f"{report.sentence(whole)}{bound}{floor}; {found.stopped}"
+        whole.verdict = f"{verdict.sentence(whole)}{bound}{floor}; {found.stopped}"
     return whole

@@ -15,7 +15,7 @@ import click
 
 from loadtest import capacity as search
 from loadtest import floor as null_server
-from loadtest import launch, preflight, report, slo
+from loadtest import launch, preflight, report, slo, verdict
 from loadtest.capacity import Kind, Plan, Trial
 from loadtest.capacity_run import made_of, trial_of
 from loadtest.embedded import Embedded, EmbeddedError
@@ -91,7 +91,7 @@ def run(scenarios: Sequence[str], sessions: int, seconds: float, **common: Any) 
         whole = runs[0] if len(runs) == 1 else launch.joined(", ".join(names), runs)
         if len(runs) > 1:
             whole.verdict = ""
-            launch.judge(whole, ready.slo)
+            verdict.judge(whole, ready.slo)
         _finish(whole, ready, "-".join(names))
 
 
@@ -249,7 +249,7 @@ def _finish(whole: Run, ready: _Ready, name: str) -> None:
     for line in status.reasons:
         click.echo(f"  {line}")
     click.echo(f"{html}  {data}")
-    sys.exit(launch.exit_code(whole))
+    sys.exit(verdict.exit_code(whole))
 
 
 def _options(pairs: Sequence[str]) -> dict[str, str]:

@@ -10,26 +10,31 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from loadtest import sampling, slo, validity
+from loadtest import sampling, slo
 from loadtest.engine import sources_for
-from loadtest.report import sentence
-from loadtest.run import Phase, Run, Step
+from loadtest.run import Phase, Run
 from loadtest.sampling import Processes, Sampler
 from loadtest.target import TARGET, Target
+from loadtest.total import DRAIN, RAMP
+from loadtest.verdict import judge
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 
 CONNECT_RATE = 200.0
 """Connects a second, unless the options say otherwise."""
 
+_RAMPS = {"ramp": 2.0}
+"""Scenarios whose rate rises from 0: their ramp is so many times as long."""
+
 _GRACE = 120.0
-"""s: that a run may take longer than asked, before it is ended: for the last notices, and for Locust to start."""
+"""s: that a run may take longer than asked, before it is ended: for Locust to start, and for its workers to report."""
 
 
 class LaunchError(Exception):
@@ -58,7 +63,12 @@ class Job:
     @property
     def whole(self) -> float:
         """How long it takes, with the ramp."""
-        return self.seconds + self.sessions / float(self.options.get("connect-rate", CONNECT_RATE))
+        return self.seconds + _RAMPS.get(self.scenario, 1.0) * self.sessions / self.connect_rate
+
+    @property
+    def connect_rate(self) -> float:
+        """Connects a second."""
+        return float(self.options.get("connect-rate", CONNECT_RATE))
 
     @property
     def sources(self) -> str:
@@ -90,7 +100,8 @@ def command(job: Job, output: Path) -> list[str]:
     if job.processes > 1:
         port = str(_free_port())  # Locust's own, 5557, may be another run's
         made += ["--processes", str(job.processes), "--master-bind-port", port, "--master-port", port]
-    options = dict(job.options) | ({"sources": job.sources} if job.sources else {})
+    options = {"connect-rate": f"{job.connect_rate:g}", **job.options}
+    options |= {"sources": job.sources} if job.sources else {}
     for name, value in options.items():
         made += [f"--{name}", value] if value else [f"--{name}"]
     return made
@@ -137,55 +148,6 @@ def run(job: Job, server: Callable[[], Iterable[int]], *, said: Callable[[str], 
     return done
 
 
-def judge(run: Run, text: str) -> None:
-    """Hold a run against its SLO, and against what makes it worth believing; the verdict is set."""
-    clauses = slo.parse(text)
-    run.slo = text
-    untold = []
-    for step in run.steps:
-        checks = slo.check(clauses, step)
-        step.breach = slo.breach(checks)
-        if reason := slo.untold(checks):
-            untold.append(("fatal", f"At {step.sessions:,} sessions {reason}."))
-    run.validity = findings(run)
-    # What the rules say of the same lack of samples is enough.
-    if validity.is_valid(run.validity):
-        run.validity = [*untold, *run.validity]
-    run.ok = validity.is_valid(run.validity) and not any(step.breach for step in run.steps)
-    run.verdict = run.verdict or sentence(run)
-
-
-def findings(run: Run) -> list[tuple[str, str]]:
-    """What speaks against a run. Of a step that broke its SLO among others that kept it, it is a warning only.
-
-    A server that is beyond its limit answers late and takes no connections: it need not be known how much beyond.
-    """
-    broken = [step for step in run.steps if step.breach]
-    if len(run.steps) == 1 or not broken:
-        return validity.judge(run)
-    found: list[tuple[str, str]] = []
-    for steps, level in (([step for step in run.steps if not step.breach], None), (broken, "warning")):
-        if steps:
-            part = replace(run, steps=steps)
-            found += [(level or before, text) for before, text in validity.judge(part)]
-    return list(dict.fromkeys(found))
-
-
-def generator_at_fault(step: Step, *, may_be_late: bool = False) -> str | None:
-    """Why a step says nothing of the server, though it broke the SLO: the generator may have been what broke it."""
-    rules = [validity.generator_busy, validity.out_of_addresses]
-    if not may_be_late:
-        rules.append(validity.generator_late)
-    return next((text for rule in rules for level, text in rule(step) if level == "fatal"), None)
-
-
-def exit_code(run: Run) -> int:
-    """0: kept; 1: the SLO is breached; 2: it cannot be believed."""
-    if not validity.is_valid(run.validity):
-        return 2
-    return 0 if run.ok else 1
-
-
 def joined(title: str, runs: Sequence[Run]) -> Run:
     """Several runs, one after the other, as one: with all steps, on one axis of time."""
     whole = Run.from_dict(runs[0].to_dict())
@@ -199,8 +161,13 @@ def joined(title: str, runs: Sequence[Run]) -> Run:
         for name, parts in run.intervals.items():
             whole.intervals.setdefault(name, []).extend((round(t + shift, 2), text) for t, text in parts)
         whole.seconds = shift + run.seconds
-        if configured := run.workload.get("seconds"):
+        configured = run.workload.get("seconds")
+        counts = Counter(whole.workload.get("counts", {})) + Counter(run.workload.get("counts", {}))
+        whole.workload |= run.workload | ({"counts": dict(sorted(counts.items()))} if counts else {})
+        if configured:
             whole.workload["seconds"] = shift + configured
+        whole.faults += run.faults
+        whole.harness.setdefault("workers", []).extend(run.harness.get("workers", []))
     return whole
 
 
@@ -249,20 +216,15 @@ def _add(run: Run, job: Job, sampler: Sampler, machine: dict[str, object], limit
 
 
 def windows(run: Run) -> list[tuple[float, float]]:
-    """For each step the stretch of time, s since the start, over which its resources are read: its phase of holding.
-
-    A run whose phases do not go with its steps is read from the end of its first phase (the ramp) on.
-    """
-    held = [phase for phase in run.phases if phase.name.startswith(("hold", "steady"))]
-    if len(held) == len(run.steps):
-        return [(phase.start, phase.end) for phase in held]
-    start = run.phases[0].end if len(run.phases) > 1 else 0.0
-    return [(start, run.seconds or math.inf)] * len(run.steps)
+    """For each step the stretch of time, s since the start, over which its resources are read: from ramp to drain."""
+    start = next((phase.end for phase in run.phases if phase.name == RAMP), 0.0)
+    end = next((phase.start for phase in run.phases if phase.name == DRAIN), run.seconds or math.inf)
+    return [(start, end) if start < end else (0.0, end)] * len(run.steps)
 
 
 def _wait(process: subprocess.Popen[bytes], job: Job, said: Callable[[str], None]) -> None:
     began = time.monotonic()
-    deadline = began + job.whole + _GRACE
+    deadline = began + job.whole + float(job.options.get("late", 0)) + _GRACE
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)

@@ -64,9 +64,20 @@ def _counts(text: str) -> Mapping[float, int]:
     return {value: int(histogram.counts[n]) for n, value in zip(indices, values, strict=True)}
 
 
+def recorded(step: Step, *names: str) -> Distribution:
+    """All samples of these metrics since the ramp; where there are none (all sessions stay), those of the ramp."""
+    held = decode(step.histograms[name] for name in names if name in step.histograms)
+    return held if held.total else decode(step.ramp[name] for name in names if name in step.ramp)
+
+
 def notices(step: Step) -> Distribution:
     """Time to notice, of all notices of a step that no loss or expiry preceded."""
-    return decode(step.histograms[name] for name in NOTICES if name in step.histograms)
+    return recorded(step, *NOTICES)
+
+
+def held(step: Step) -> bool:
+    """Whether `notices` are of the time after the ramp."""
+    return any(name in step.histograms for name in NOTICES)
 
 
 def fit(points: Points) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +23,12 @@ from locust import events, stats
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from loadtest import sampling, slo
+from loadtest import sampling
 from loadtest.ledger import LedgerResult
 from loadtest.metrics import Metrics, bucket_response_time
 from loadtest.run import Run, Step
-from loadtest.total import Total
+from loadtest.total import DRAIN, RAMP, Part, Total
+from loadtest.verdict import exit_code, judge
 
 REPORT = 3.0
 """Seconds between two reports, as Locust's workers make them."""
@@ -65,6 +66,7 @@ class Recording:
         self.run: Run | None = None
         """The data of the last run; in a worker always None."""
         self._sampler: gevent.Greenlet | None = None
+        self._gc = sampling.GcWatch()
         self._begin()
 
     @staticmethod
@@ -76,12 +78,16 @@ class Recording:
         self.metrics = Metrics(self.environment.events.request.fire)
         self._sources: list[Source] = []
         self._phases: dict[str, float] = {}
+        self._phase = ""
+        self._parts: dict[str, Part] = {}
         self._points: list[tuple[int, str, float]] = []
         self._settled = False
         self._started = time.time()
         self._ended: float | None = None
         self._total = Total()
         self._awaited: set[str] = set()
+        self._workers = self._reported = 0
+        self._faults: list[str] = []
         self._machine = sampling.machine()
 
     def add(self, source: Source) -> None:
@@ -89,14 +95,24 @@ class Recording:
         self._sources.append(source)
 
     def phase(self, name: str) -> None:
-        """A stretch of the run begins, and the one before ends."""
+        """A stretch of the run begins, and the one before ends: what was recorded until now belongs to that."""
+        self._cut()
+        self._phase = name
         self._phases.setdefault(name, time.time())
+
+    def fail(self, reason: str) -> None:
+        """Something went wrong in the load test itself, in a sentence: the run is invalid."""
+        log.error(reason)
+        self._faults.append(reason)
 
     # The run's moments, as Locust tells them.
 
     def on_test_start(self) -> None:
         self._begin()
-        if not isinstance(self.environment.runner, MasterRunner):
+        runner = self.environment.runner
+        if isinstance(runner, MasterRunner):
+            self._workers = len(runner.clients.ready)
+        else:
             self._sampler = gevent.spawn(self._sample)
 
     def on_test_stopping(self) -> None:
@@ -111,8 +127,9 @@ class Recording:
             deadline = time.monotonic() + self._late + _PATIENCE
             while self._awaited and time.monotonic() < deadline:
                 gevent.sleep(0.05)
-            if self._awaited:
-                log.error("%d workers did not report what their sessions came to", len(self._awaited))
+            silent = max(self._workers, len(self._awaited) + self._reported) - self._reported
+            if silent:
+                self.fail(f"{silent} of {self._workers} workers did not report what their sessions came to.")
         else:
             self._total.add("local", self._settle())
         self.run = self._made()
@@ -127,6 +144,7 @@ class Recording:
     def on_settled(self, client: str, batch: dict[str, Any]) -> None:
         """A worker has come to its end."""
         self._total.add(client, batch)
+        self._reported += client in self._awaited
         self._awaited.discard(client)
 
     def on_report(self, client_id: str, data: dict[str, Any]) -> None:
@@ -139,23 +157,29 @@ class Recording:
         if self._settled:
             return None
         self._settled = last
-        ledger, counts = LedgerResult(), Counter[str]()
+        self._cut()
+        parts, self._parts = self._parts, {}
+        points, self._points = self._points, []
+        faults, self._faults = self._faults, []
         workload: dict[str, Any] = {}
         for source in self._sources:
-            came, counted = source.take()
-            ledger += came
-            counts += counted
             workload |= source.workload()
-        points, self._points = self._points, []
         return {
             "at": time.time(),
-            "metrics": self.metrics.take().to_dict(),
-            "ledger": ledger.to_dict(),
-            "counts": dict(counts),
+            "parts": {phase: part.to_dict() for phase, part in parts.items()},
             "points": points,
             "phases": dict(self._phases),
             "workload": workload,
+            "faults": faults,
         }
+
+    def _cut(self) -> None:
+        part = self._parts.setdefault(self._phase, Part())
+        part.metrics.merge(self.metrics.take())
+        for source in self._sources:
+            ledger, counts = source.take()
+            part.ledger += ledger
+            part.counts += counts
 
     @property
     def _late(self) -> float:
@@ -164,7 +188,7 @@ class Recording:
     def _settle(self) -> dict[str, Any] | None:
         for source in self._sources:
             source.settle()
-        self.phase("drain")
+        self.phase(DRAIN)
         if self._sources:
             gevent.sleep(self._late + 0.1)  # to be past it, whatever the clocks' grain
         last = self.batch(last=True)
@@ -174,11 +198,12 @@ class Recording:
 
     def _sample(self) -> None:
         before = time.monotonic(), _cpu_seconds()
-        due = before[0]
+        due, second = before[0], int(time.time())
+        collected = self._gc.total
         is_local = isinstance(self.environment.runner, LocalRunner)
         reported = due
         while True:
-            due += 1.0
+            due, second = due + 1.0, second + 1  # each second has its point, however late this is
             gevent.sleep(max(0.0, due - time.monotonic()))
             now = time.monotonic(), _cpu_seconds()
             figures = Counter[str]()
@@ -187,8 +212,8 @@ class Recording:
             # One core is all that a process has.
             figures["generator_cpu_percent"] = 100 * (now[1] - before[1]) / (now[0] - before[0])  # type: ignore[assignment]
             figures["generator_rss_bytes"] = _rss()
-            before = now
-            second = int(time.time())
+            figures["generator_gc_ms"] = 1000 * (self._gc.total - collected)  # type: ignore[assignment]
+            before, collected = now, self._gc.total
             self._points += ((second, name, value) for name, value in figures.items())
             if is_local and now[0] - reported >= REPORT:
                 reported = now[0]
@@ -199,25 +224,41 @@ class Recording:
     def _made(self) -> Run:
         total, options = self._total, self.options
         ended = time.time()
-        # The last seconds only wait for notices: what is offered is offered before.
-        seconds = (self._ended or ended) - self._started
-        series = total.series(self._started)
-        counts = total.counts
+        series, phases = total.series(self._started), total.phases(self._started, ended)
+        whole, counts = total.whole(), total.whole().counts
+        # No load is held while the sessions come, and none is offered while the last notices do. Notices that come in
+        # the drain are of changes before it: without them the slowest would be missing.
+        ramp = total.parts.get(RAMP, Part()) if any(phase.name not in {RAMP, DRAIN} for phase in phases) else Part()
+        aside = {RAMP, DRAIN} if ramp.counts else {DRAIN}
+        held, offered = total.whole(without=aside - {DRAIN}), total.whole(without=aside).counts
+        begun = min((phase.start for phase in phases if phase.name not in aside), default=0.0)
+        seconds = max((self._ended or ended) - self._started - begun, 0.001)
         # Those who are away on purpose are not missed: what was to be held at once is what counts.
-        most = {name: int(max((value for _, value in series.get(name, ())), default=0)) for name in _HELD}
-        step = Step(sessions=most["sessions_wanted"] or options.sessions, seconds=round(seconds, 1))
-        step.offered, step.achieved = (round(counts[name] / seconds, 3) for name in ("offered", "made"))
-        step.metrics, step.histograms = total.metrics.summaries(), total.metrics.encoded()
-        step.ledger = total.ledger.to_dict()
-        step.resources = sampling.between(series, 0.0, seconds)
+        most = int(max((value for _, value in series.get("sessions_wanted", ())), default=0))
+        last = {name: _last(series.get(name, ()), begun + seconds) for name in _HELD}
+        step = Step(sessions=most or options.sessions, seconds=round(seconds, 1))
+        step.offered, step.achieved = (round(offered[name] / seconds, 3) for name in ("offered", "made"))
+        step.metrics, step.histograms = held.metrics.summaries(), held.metrics.encoded()
+        step.ramp = ramp.metrics.encoded()
+        step.ledger = whole.ledger.to_dict() | {"notice": held.ledger.to_dict()["notice"]}
+        step.resources = sampling.between(series, begun, begun + seconds)
+        step.errors = {f"{name}: {cause}": count for (name, cause), count in sorted(whole.metrics.errors.items())}
         step.counts = {
-            "connected": most["sessions"],
+            "asked": options.sessions if most else 0,
+            "connected": last["sessions"],
+            "wanted": last["sessions_wanted"],
             "connects": counts["connects"],
             "connect_failures": counts["connect failures"],
+            "prevented": offered["prevented"],
+            "watches_unconfirmed": counts["watches asked"] - counts["watches confirmed"],
+            "receipts": counts["receipts asked"],
+            "receipts_unanswered": counts["beats unanswered"],
+            "harness_errors": counts["engine errors"],
             "address_errors": sum(n for cause, n in counts.items() if "EADDRNOTAVAIL" in cause or "EMFILE" in cause),
-            "negative_latencies": total.metrics.negative,
+            "negative_latencies": whole.metrics.negative,
             "planned_restarts": counts["planned restarts"],
         }
+        asked = {"seconds": options.run_time + self._late} if options.run_time else {}
         title = " and ".join(sorted(total.workload)) or "Load"
         run = Run(
             title=title,
@@ -228,17 +269,15 @@ class Recording:
             harness=sampling.harness() | {"workers": total.workers()},
             machine=self._machine,
             limits=sampling.limits() | {"source_addresses": options.sources.split(",")},
-            workload={**total.workload, "seconds": seconds + self._late, "counts": dict(sorted(counts.items()))},
-            phases=total.phases(self._started, ended),
+            workload=total.workload | asked | {"counts": dict(sorted(counts.items()))},
+            phases=phases,
             steps=[step],
             series=series,
             intervals=total.intervals(self._started),
-            slo=options.slo or None,
+            faults=[*total.faults, *self._faults],
         )
         run.target = {"address": self.environment.host or "", "file": options.target or ""}
-        if run.slo:
-            step.breach = slo.breach(slo.check(slo.parse(run.slo), step))
-        run.ok = step.breach is None
+        judge(run, options.slo)
         return run
 
     def _publish(self, run: Run) -> None:
@@ -246,10 +285,18 @@ class Recording:
         said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in step.ledger.items() if name != "notice")
         log.info("Notices: %s", said)
         if step.breach:
-            log.error("The SLO was not kept: %s", step.breach)
-            self.environment.process_exit_code = 1
+            log.error("Not kept: %s", step.breach)
+        for level, text in run.validity:
+            log.log(logging.ERROR if level == "fatal" else logging.WARNING, "%s", text)
+        if options.slo and exit_code(run):
+            self.environment.process_exit_code = exit_code(run)
         if options.run_json:
             run.save(Path(options.run_json))
+
+
+def _last(points: Sequence[tuple[float, float]], before: float) -> int:
+    """The last value of a series, of those before a moment."""
+    return int(next((value for t, value in reversed(points) if t <= before), 0))
 
 
 def _cpu_seconds() -> float:

@@ -17,6 +17,7 @@ from loadtest.metrics import BEYOND, Histogram
 from loadtest.readings import against_sessions, best, fit, notices
 from loadtest.run import Run, Step, Summary
 from loadtest.svg import clock
+from loadtest.verdict import milliseconds, sentence
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0}
 SPREAD = 0.05
@@ -88,18 +89,6 @@ def status(run: Run) -> Status:
     return Status("breached", broken or ["The run says that its SLO was not kept, and names no step."])
 
 
-def sentence(run: Run) -> str:
-    """The verdict in one sentence: the run's own, or one made of its best step."""
-    step = best(run)
-    if run.verdict or step is None:
-        return run.verdict.rstrip(".") or "Nothing was measured"
-    seen = notices(step)
-    told = f", notices within {milliseconds(seen.at(0.99))} ms at p99" if seen.holds(0.99) else ""
-    missing = step.ledger.get("missing")
-    lost = "" if missing is None else ", none lost" if not missing else f", {missing:,} lost"
-    return f"{step.sessions:,} sessions at {step.achieved:,.0f} actions/s{told}{lost}"
-
-
 def slopes(run: Run) -> list[Slope]:
     """What one more session costs, for each resource that was read at two loads or more."""
     made = []
@@ -147,6 +136,11 @@ def rows(step: Step) -> dict[str, Summary]:
     return step.metrics | {
         f"notice after {KINDS.get(kind, kind)}": Histogram.decode(text).summary() for kind, text in after.items()
     }
+
+
+def came(step: Step) -> dict[str, Summary]:
+    """The latencies of the ramp, which are not among those of the step."""
+    return {name: Histogram.decode(text).summary() for name, text in sorted(step.ramp.items())}
 
 
 def to_html(run: Run, *, data: str = "") -> str:
@@ -204,17 +198,10 @@ def _page(**values: Any) -> str:
         "clock": clock,
     }
     environment.globals |= {
-        "status": status, "rows": rows, "best": best, "sentence": sentence, "percentile": _percentile, "p99": _p99,
-        "ledger": LEDGER, "faults": FAULTS, "quantiles": QUANTILES, "spread": SPREAD, "svg": Markup,
+        "status": status, "rows": rows, "came": came, "best": best, "sentence": sentence, "percentile": _percentile,
+        "p99": _p99, "ledger": LEDGER, "faults": FAULTS, "quantiles": QUANTILES, "spread": SPREAD, "svg": Markup,
     }  # fmt: skip
     return environment.get_template("report.html.jinja").render(values)
-
-
-def milliseconds(number: float) -> str:
-    """A latency in ms, with as many digits as say something."""
-    if number >= 100:
-        return f"{number:,.0f}"
-    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
 
 
 def label(name: str) -> str:

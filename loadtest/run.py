@@ -43,17 +43,19 @@ class Step:
     sessions: int
     """Sessions that were to be held."""
     seconds: float
-    """How long they were held."""
+    """How long they were held, without the ramp."""
     offered: float = 0.0
-    """Actions a second that the schedule asked for."""
+    """Actions a second that the schedule asked for in that time."""
     achieved: float = 0.0
-    """Actions a second that were made."""
+    """Actions a second that were made in that time."""
     metrics: dict[str, Summary] = field(default_factory=dict)
-    """By metric name, such as `PUSH online`."""
+    """By metric name, such as `PUSH online`; since the ramp was over."""
     histograms: dict[str, str] = field(default_factory=dict)
     """By metric name: the encoded HdrHistogram of microseconds (base64)."""
+    ramp: dict[str, str] = field(default_factory=dict)
+    """The histograms of the ramp: what was recorded while the sessions came."""
     ledger: dict[str, Any] = field(default_factory=dict)
-    """`LedgerResult.to_dict()`."""
+    """`LedgerResult.to_dict()` of the whole run; its times to notice since the ramp was over."""
     resources: dict[str, float] = field(default_factory=dict)
     """What was used, the unit in the name: `server_cpu_percent`, `generator_rss_bytes`, `open_files`."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -91,6 +93,8 @@ class Run:
     """By metric name: `(t, histogram)` of each stretch of time, t its start; encoded as in `Step.histograms`."""
     validity: list[tuple[str, str]] = field(default_factory=list)
     """`(level, sentence)`, level `fatal` or `warning`."""
+    faults: list[str] = field(default_factory=list)
+    """What went wrong in the load test itself, in sentences: each makes the run invalid."""
     verdict: str = ""
     slo: str | None = None
     ok: bool = False

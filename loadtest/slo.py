@@ -3,7 +3,8 @@
 A clause is `NAME OPERATOR VALUE`, with `<`, `<=` or `=`:
 
 - `p50`, `p99`, `p99.9`, `max` in `ms` or `s`: time to notice, of the notices of connects and disconnects;
-  with a metric before it (`STOMP CONNECTED p99<1s`) the latency of that;
+  with a metric before it (`STOMP CONNECTED p99<1s`) the latency of that. Of what was recorded since the ramp; where
+  nothing was (all stay, once they are there), in it;
 - `lost`, `late`, `duplicated`, `out-of-order`, `unexpected`, `contradicted`: counts, or with `%` a share of those due;
 - `false-offline`, `ghost`: seconds for which users were shown offline while online, or online while offline, summed
   over all who watch. Not while a notice of a connect was on its way, in time: percentiles judge that.
@@ -15,7 +16,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from loadtest.readings import Distribution, decode, notices
+from loadtest.readings import Distribution, notices, recorded
 from loadtest.run import Step
 
 DEFAULT = "p99<250ms, lost=0, false-offline=0"
@@ -137,10 +138,7 @@ def _latency(clause: Clause, step: Step) -> Check:
     if clause.metric is None:
         seen, what = notices(step), "notices"
     else:
-        seen, what = (
-            decode(step.histograms[name] for name in (clause.metric,) if name in step.histograms),
-            clause.metric,
-        )
+        seen, what = recorded(step, clause.metric), clause.metric
     if not seen.total:
         return Check(clause, None, f"{clause.name} cannot be told: there were no samples of {what}")
     if clause.quantile == 1 or seen.holds(clause.quantile):

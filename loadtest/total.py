@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from loadtest.ledger import LedgerResult
 from loadtest.metrics import Histogram, Metrics
 from loadtest.run import Phase
 
 _SLOT = 5  # s of one interval of `Run.intervals`
-_WORST = frozenset({"generator_cpu_percent", "generator_lag_ms"})
+_WORST = frozenset({"generator_cpu_percent", "generator_lag_ms", "generator_gc_ms"})
 """Series of which the worst process counts; of all else the sum."""
+
+RAMP, DRAIN = "ramp", "drain"
+"""The phases in which sessions come, and in which the last notices do: no load is held in them."""
+
+
+@dataclass(slots=True)
+class Part:
+    """What was recorded in one phase."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    ledger: LedgerResult = field(default_factory=LedgerResult)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Part) -> None:
+        """Adds all that `other` recorded."""
+        self.metrics.merge(other.metrics)
+        self.ledger += other.ledger
+        self.counts += other.counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in JSON's own types."""
+        return {"metrics": self.metrics.to_dict(), "ledger": self.ledger.to_dict(), "counts": dict(self.counts)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The part back from `to_dict`."""
+        counts = Counter(data["counts"])
+        return cls(Metrics.from_dict(data["metrics"]), LedgerResult.from_dict(data["ledger"]), counts)
 
 
 class Total:
     """What all processes reported, added up."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.ledger = LedgerResult()
-        self.counts: Counter[str] = Counter()
+        self.parts: dict[str, Part] = {}
+        """By the phase in which it was recorded."""
         self.workload: dict[str, Any] = {}
+        self.faults: list[str] = []
         self._points: dict[str, dict[int, dict[str, float]]] = {}
         self._phases: dict[str, float] = {}
         self._slots: dict[str, dict[int, Histogram]] = {}
@@ -30,18 +60,26 @@ class Total:
         """Adds one report. It is None when the process had settled before."""
         if batch is None:
             return
-        metrics = Metrics.from_dict(batch["metrics"])
         slot = int(batch["at"]) // _SLOT
-        for name, histogram in metrics.histograms.items():
-            self._slots.setdefault(name, {}).setdefault(slot, Histogram()).add(histogram)
-        self.metrics.merge(metrics)
-        self.ledger += LedgerResult.from_dict(batch["ledger"])
-        self.counts += Counter(batch["counts"])
+        for phase, data in batch["parts"].items():
+            part = Part.from_dict(data)
+            for name, histogram in part.metrics.histograms.items():
+                self._slots.setdefault(name, {}).setdefault(slot, Histogram()).add(histogram)
+            self.parts.setdefault(phase, Part()).add(part)
         self.workload |= batch["workload"]
+        self.faults += batch["faults"]
         for second, name, value in batch["points"]:
             self._points.setdefault(name, {}).setdefault(second, {})[process] = value
         for name, at in batch["phases"].items():
             self._phases[name] = min(at, self._phases.get(name, at))
+
+    def whole(self, *, without: Collection[str] = ()) -> Part:
+        """All phases together, or all but those named."""
+        whole = Part()
+        for phase, part in self.parts.items():
+            if phase not in without:
+                whole.add(part)
+        return whole
 
     def series(self, started: float) -> dict[str, list[tuple[float, float]]]:
         """The points of all processes together, t in s since `started`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import launch
+from loadtest import launch, verdict
 from loadtest.launch import Job
 from loadtest.run import Phase
 from loadtest.target import Instance, Target
@@ -16,9 +16,8 @@ from tests.loadtest.one_step import one_step
 def job(sessions=1_000, hosts=("127.0.0.1",), **fields):
     instances = [Instance(f"http://{host}:80", host, 80, "/ws") for host in hosts]
     target = Target(instances=instances, secret="x" * 32)
-    return Job(
-        scenario="steady", target=target, sessions=sessions, seconds=60, folder=Path("reports"), name="a", **fields
-    )
+    fields = {"scenario": "steady", **fields}
+    return Job(target=target, sessions=sessions, seconds=60, folder=Path("reports"), name="a", **fields)
 
 
 @pytest.mark.parametrize(
@@ -31,18 +30,18 @@ def job(sessions=1_000, hosts=("127.0.0.1",), **fields):
     ],
 )
 def test_the_exit_code_tells_kept_from_breached_from_invalid(run, code):
-    launch.judge(run, "p99<250ms, lost=0, false-offline=0")
+    verdict.judge(run, "p99<250ms, lost=0, false-offline=0")
 
-    assert launch.exit_code(run) == code
+    assert verdict.exit_code(run) == code
     assert run.ok is (code == 0)
     assert run.verdict.startswith("100 sessions at 100 actions/s")
 
 
 def test_what_cannot_be_told_makes_the_run_invalid():
     run = one_step()
-    launch.judge(run, "STOMP CONNECTED p50<1s")
+    verdict.judge(run, "STOMP CONNECTED p50<1s")
 
-    assert launch.exit_code(run) == 2
+    assert verdict.exit_code(run) == 2
     assert run.validity == [
         ("fatal", "At 100 sessions STOMP CONNECTED p50 cannot be told: there were no samples of STOMP CONNECTED.")
     ]
@@ -53,19 +52,56 @@ def test_beyond_its_limit_a_server_makes_no_run_invalid():
     kept, broken = one_step(), one_step(sessions=200, ms=300)
     broken.steps[0].achieved = 50
     whole = launch.joined("two", [kept, broken])
-    launch.judge(whole, "p99<250ms, lost=0")
+    verdict.judge(whole, "p99<250ms, lost=0")
 
-    assert launch.exit_code(whole) == 1
+    assert verdict.exit_code(whole) == 1
     assert whole.validity == [("warning", "at 200 sessions: only 50.0 % of the intended actions were made (50.0/s).")]
-    launch.judge(broken, "p99<250ms, lost=0")
-    assert launch.exit_code(broken) == 2  # alone it is not known whether it was the server
+    verdict.judge(broken, "p99<250ms, lost=0")
+    assert verdict.exit_code(broken) == 2  # alone it is not known whether it was the server
+
+
+def test_a_server_that_does_not_hold_the_sessions_is_at_fault():
+    """Whatever the SLO says: it is no run to be called invalid, and none to be called kept."""
+    run = one_step(sessions=6_000)
+    run.steps[0].counts = {"asked": 6_000, "connects": 9_000, "connected": 5_000, "wanted": 6_000, "prevented": 500}
+    run.steps[0].errors = {"WS connect: Refused": 4_000}
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert verdict.exit_code(run) == 1
+    assert run.steps[0].breach == (
+        "only 5,000 of 6,000 sessions were there at the end; "
+        "500 heartbeats could not be sent, as the server had refused or closed their sessions"
+    )
+
+
+def test_hostile_input_that_is_let_in_is_a_breach():
+    run = one_step()
+    run.steps[0].errors = {"HOSTILE bad token: ProbeError": 3}
+    verdict.judge(run, "p99<250ms")
+    assert run.steps[0].breach == "hostile input was not kept out: HOSTILE bad token: ProbeError (3)"
+
+
+def test_without_an_slo_a_run_is_judged_as_well():
+    run = one_step()
+    run.steps[0].achieved = 50
+    verdict.judge(run, "")
+    assert verdict.exit_code(run) == 2
+    assert run.slo is None
+
+
+def test_among_others_the_generator_s_fault_is_its_own():
+    kept, broken = one_step(), one_step(sessions=200, ms=300)
+    broken.steps[0].resources["generator_cpu_percent"] = 99
+    whole = launch.joined("two", [kept, broken])
+    verdict.judge(whole, "p99<250ms")
+    assert verdict.exit_code(whole) == 2
 
 
 def test_a_generator_at_its_limit_is_at_fault():
     step = one_step(ms=300).steps[0]
-    assert launch.generator_at_fault(step) is None
+    assert verdict.generator_at_fault(step) is None
     step.resources["generator_cpu_percent"] = 99
-    assert "generator was the limit" in (launch.generator_at_fault(step) or "")
+    assert "generator was the limit" in (verdict.generator_at_fault(step) or "")
 
 
 def test_several_runs_are_one_on_one_axis_of_time():
@@ -89,8 +125,10 @@ def test_to_join_changes_none_of_them():
 def test_resources_are_read_while_all_are_connected():
     assert launch.windows(one_step()) == [(5, 25)]
     storm = one_step()
-    storm.phases = [Phase("ramp", 0, 5), Phase("settle", 5, 15), Phase("storm", 15, 30)]
-    assert launch.windows(storm) == [(5, 30)]
+    storm.phases = [Phase("ramp", 0, 5), Phase("hold", 5, 15), Phase("storm", 15, 28), Phase("drain", 28, 30)]
+    assert launch.windows(storm) == [(5, 28)], "what disturbs is part of it"
+    storm.phases = [Phase("ramp", 0, 28), Phase("drain", 28, 30)]
+    assert launch.windows(storm) == [(0, 28)], "it ended in the ramp"
 
 
 def test_who_is_back_after_a_storm():
@@ -112,6 +150,7 @@ def test_who_is_back_after_a_storm():
 def test_a_run_counts_its_seconds_from_the_end_of_the_ramp():
     assert job().whole == 65
     assert job(options={"connect-rate": "50"}).whole == 80
+    assert job(scenario="ramp").whole == 70, "the rate rises from 0"
     command = launch.command(job(), Path("out.json"))
     assert command[command.index("--run-time") + 1] == "65s"
     assert command[command.index("--sessions") + 1] == "1000"

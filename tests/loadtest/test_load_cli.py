@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from click.testing import CliRunner
 
-from loadtest import cli, launch, preflight, slo
+from loadtest import cli, launch, preflight, slo, verdict
 from loadtest.embedded import Embedded, EmbeddedError
 from loadtest.run import Phase, Run
 from loadtest.target import load
@@ -242,7 +242,7 @@ class TestCapacity:
                         (50, back),
                         (70, job.sessions),
                     ]
-                launch.judge(run, job.slo)
+                verdict.judge(run, job.slo)
                 return run
 
             monkeypatch.setattr(launch, "run", made)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from loadtest import plots, readings, report
+from loadtest import plots, readings, report, verdict
 from loadtest.run import Phase, Run, Step, Summary
 from tests.loadtest.made_up import BEST, BROKEN, encode, made_up
 
@@ -126,10 +126,10 @@ def test_the_figures_on_top_are_from_the_largest_step_that_kept_the_slo():
     assert step is not None and step.sessions == BEST
     run.verdict = ""
     p99 = readings.notices(step).at(0.99)
-    assert report.sentence(run) == f"{BEST:,} sessions at 420 actions/s, notices within {p99:.1f} ms at p99, none lost"
+    assert verdict.sentence(run) == f"{BEST:,} sessions at 420 actions/s, notices within {p99:.1f} ms at p99, none lost"
     for step in run.steps:
         step.breach = "all is lost"
-    assert report.sentence(run).endswith("41 lost")
+    assert verdict.sentence(run).endswith("41 lost")
 
 
 def test_a_percentile_without_samples_is_a_dash_that_says_why():

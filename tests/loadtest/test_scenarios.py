@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -113,9 +114,8 @@ async def test_a_scenario_runs_alone_and_loses_nothing(scenario, server, tmp_pat
     assert run.title == scenario
     assert "Traceback" not in said
     assert_all_told(run)
-    assert names | {"WS connect", "STOMP CONNECTED", "STOMP watch", "STOMP heartbeat"} <= set(run.steps[0].metrics)
-    if scenario != "churn":  # where a third is away at any time
-        assert run.steps[0].counts["connected"] >= 0.9 * run.steps[0].sessions
+    assert names | {"WS connect", "STOMP CONNECTED", "STOMP watch", "STOMP heartbeat"} <= recorded(run.steps[0]).keys()
+    assert run.steps[0].counts["connected"] >= 0.9 * run.steps[0].counts["wanted"] > 0
     assert run.steps[0].counts["connects"] >= SESSIONS
     assert (run.phases[0].name, run.phases[-1].name) == ("ramp", "drain")
     assert {"sessions", "sessions_wanted", "offered", "achieved", "generator_cpu_percent"} <= set(run.series)
@@ -168,11 +168,19 @@ async def test_a_frozen_server_shows_in_the_percentiles(server, tmp_path):
 async def test_locusts_csv_counts_the_same(server, tmp_path):
     code, said, run = await to_end("hold", "--csv", tmp_path / "stats", server=server, folder=tmp_path)
     assert code == 0, said
-    ours = {name: of.count for name, of in run.steps[0].metrics.items()}
+    ours = recorded(run.steps[0])
     locusts = counts(tmp_path / "stats_stats.csv")
     assert locusts.keys() == ours.keys()
     # Locust writes its files when the time is over, and the run then waits for the last answers.
     assert [name for name in ours if not 0.9 * ours[name] <= locusts[name] <= ours[name]] == []
+
+
+def recorded(step):
+    """Samples by metric, in the ramp and since."""
+    found: Counter[str] = Counter()
+    for of in (step.ramp, step.histograms):
+        found.update({name: len(Histogram.decode(text)) for name, text in of.items()})
+    return found
 
 
 def counts(file):
@@ -185,7 +193,7 @@ def counts(file):
 def assert_merged(run, file, sessions):
     assert_all_told(run)
     assert sorted(worker["connected"] for worker in run.harness["workers"]) == [sessions // 2, sessions - sessions // 2]
-    ours = {name: of.count for name, of in run.steps[0].metrics.items()}
+    ours = recorded(run.steps[0])
     assert ours["STOMP CONNECTED"] == ours["STOMP watch"] == run.steps[0].counts["connects"] == sessions
     # Beats and lag go on between the last report and the end; what happened once is the same in both.
     theirs = counts(file)
@@ -277,7 +285,7 @@ async def test_two_scenarios_and_probes_at_once(server, tmp_path):
     assert_all_told(run)
     assert run.title == "fanout and rest"
     assert run.steps[0].counts["connects"] == 2 * SESSIONS
-    assert {"PUSH offline", "REST batch", "STOMP DISCONNECT"} <= set(run.steps[0].metrics)
+    assert {"PUSH offline", "REST batch", "STOMP DISCONNECT"} <= recorded(run.steps[0]).keys()
 
 
 @pytest.mark.parametrize(
@@ -317,4 +325,4 @@ async def test_a_breach_of_the_slo_is_told_by_the_exit_code(server, tmp_path):
     )
     assert code == 1
     assert run.ok is False
-    assert re.search(r"SLO was not kept: STOMP CONNECTED max was", said)
+    assert re.search(r"Not kept: STOMP CONNECTED max was", said)

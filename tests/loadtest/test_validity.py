@@ -60,10 +60,17 @@ def test_a_run_without_figures_of_its_surroundings_is_judged_by_the_rest():
     assert judge(Run(title="bare", steps=[step])) == []
 
 
+FAILURES = {"WS connect: Refused": 3, "REST batch: ProbeError": 9}
+
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("fatal", "no session was connected", {"counts": {"connected": 0}}),
-    ("fatal", "7 clients failed silently", {"counts": {"silent_failures": 7}}),
-    ("fatal", "only 980 sessions", {"counts": {"connected": 980, "connect_failures": 0}}),
+    ("fatal", "only 980 of 1,000 sessions", {"counts": {"connected": 980, "connect_failures": 0}}),
+    ("fatal", "only 1,200 of 1,500 sessions had begun", {"counts": {"asked": 1500}}),
+    ("fatal", "13 clients failed silently", {"counts": {"watches_unconfirmed": 13}}),
+    ("warning", "11 of 1,000 heartbeats", {"counts": {"receipts": 1000, "receipts_unanswered": 11}}),
+    ("fatal", "failed 2 times", {"counts": {"harness_errors": 2}}),
+    ("warning", "12 failures: REST batch: ProbeError (9), WS connect: Refused (3)", {"errors": FAILURES}),
+    ("fatal", "One of 2 workers", {"faults": ["One of 2 workers did not report."]}),
     ("warning", "12 of 1,200 attempts", {"counts": {"connect_failures": 12}}),
     ("fatal", "only 98.9 %", {"achieved": 98.9}),
     ("fatal", "generator was the limit", {"resources": {"generator_cpu_percent": 96.0}}),
@@ -76,7 +83,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("fatal", "negative", {"counts": {"negative_latencies": 1}}),
     ("fatal", "20,120 notices were received", {"ledger": {"received": 20_120}}),
     ("fatal", "does not balance", {"ledger": {"received": 19_991}}),
-    ("fatal", "restarted 1 times", {"counts": {"server_restarts": 2}}),
+    ("fatal", "restarted 2 times", {"counts": {"server_restarts": 2, "planned_restarts": 0}}),
     ("warning", "full accept queue", {"counts": {"listen_overflows": 1}}),
     ("warning", "dropped by the kernel", {"counts": {"listen_drops": 1}}),
     ("warning", "timeouts", {"counts": {"tcp_timeouts": 1}}),
@@ -84,7 +91,6 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("warning", "PUSH offline has 999", {"metrics": {"PUSH offline": Summary(999, p50=1.0)}}),
     ("fatal", "Nothing was measured", {"steps": []}),
     ("fatal", "No change of status", {"ledger": {"expected": 0, "received": 0, "missing": 0, "cancelled": 0}}),
-    ("fatal", "asks for p99.9: 20,000", {"slo": "p99.9<1s", "metrics": {"PUSH online": Summary(20_000, p99=20.0)}}),
     ("fatal", "took 100 s", {"seconds": 100.0, "workload": {"seconds": 60}}),
     ("fatal", "Every worker stopped at 400", {"harness": {"workers": [{"wanted": 500, "connected": 400}] * 2}}),
     ("warning", "busy before the start", {"machine": {"load_before": 0.6}}),
@@ -117,9 +123,3 @@ def test_fatal_comes_first_and_says_where():
 def test_no_changes_without_a_word_about_them_in_the_slo_is_a_warning():
     quiet = {"expected": 0, "received": 0, "missing": 0, "cancelled": 0}
     assert [level for level, _ in judge(a_run(slo=None, ledger=quiet))] == ["warning"]
-
-
-def test_a_step_that_broke_the_slo_needs_no_more_samples():
-    few = {"PUSH online": Summary(0)}
-    assert [level for level, _ in judge(a_run(metrics=few))] == ["fatal"]
-    assert judge(a_run(metrics=few, breach="9 notices were lost")) == []

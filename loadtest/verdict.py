@@ -1,0 +1,92 @@
+"""What a run comes to: whether it kept its SLO, whether it is to be believed, and the one sentence on top. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from loadtest import slo, validity
+from loadtest.readings import best, held, notices
+from loadtest.run import Run, Step
+
+HOSTILE = "HOSTILE"
+"""How the names of the metrics of hostile clients begin."""
+
+
+def judge(run: Run, text: str) -> None:
+    """Hold a run against its SLO, where there is one, and against what makes it worth believing; set the verdict."""
+    clauses = slo.parse(text) if text else []
+    run.slo = text or None
+    untold = []
+    for step in run.steps:
+        checks = slo.check(clauses, step)
+        step.breach = "; ".join(filter(None, [slo.breach(checks), *refusals(step)])) or None
+        if reason := slo.untold(checks):
+            untold.append(("fatal", f"At {step.sessions:,} sessions {reason}."))
+    run.validity = [*untold, *findings(run)]
+    run.ok = validity.is_valid(run.validity) and not any(step.breach for step in run.steps)
+    run.verdict = run.verdict or sentence(run)
+
+
+def refusals(step: Step) -> Iterator[str]:
+    """What the server did not do, whatever the SLO says: hold the sessions, and keep out what is not to be let in."""
+    connected, wanted = step.counts.get("connected", 0), step.counts.get("wanted", 0)
+    if connected < 0.99 * wanted and (step.errors or step.counts.get("planned_restarts")):
+        yield f"only {connected:,} of {wanted:,} sessions were there at the end"
+    prevented, made = step.counts.get("prevented", 0), step.achieved * step.seconds
+    if prevented > 0.01 * (prevented + made):
+        yield f"{prevented:,} heartbeats could not be sent, as the server had refused or closed their sessions"
+    for name, count in step.errors.items():
+        if name.startswith(HOSTILE):
+            yield f"hostile input was not kept out: {name} ({count:,})"
+
+
+def findings(run: Run) -> list[tuple[str, str]]:
+    """What speaks against a run. Of a step that broke its SLO among others that kept it, it is a warning only.
+
+    A server that is beyond its limit answers late and takes no connections: it need not be known how much beyond.
+    """
+    broken = [step for step in run.steps if step.breach and generator_at_fault(step) is None]
+    if len(run.steps) == 1 or not broken:
+        return validity.judge(run)
+    found: list[tuple[str, str]] = []
+    for steps, level in (([step for step in run.steps if step not in broken], None), (broken, "warning")):
+        if steps:
+            part = replace(run, steps=steps)
+            found += [(level or before, text) for before, text in validity.judge(part)]
+    return list(dict.fromkeys(found))
+
+
+def generator_at_fault(step: Step, *, may_be_late: bool = False) -> str | None:
+    """Why a step says nothing of the server, though it broke the SLO: the generator may have been what broke it."""
+    rules = [validity.generator_busy, validity.out_of_addresses]
+    if not may_be_late:
+        rules.append(validity.generator_late)
+    return next((text for rule in rules for level, text in rule(step) if level == "fatal"), None)
+
+
+def exit_code(run: Run) -> int:
+    """0: kept; 1: the SLO is breached; 2: it cannot be believed."""
+    if not validity.is_valid(run.validity):
+        return 2
+    return 0 if run.ok else 1
+
+
+def sentence(run: Run) -> str:
+    """The verdict in one sentence: the run's own, or one made of its best step."""
+    step = best(run)
+    if run.verdict or step is None:
+        return run.verdict.rstrip(".") or "Nothing was measured"
+    seen = notices(step)
+    when = "" if held(step) else " while the sessions came"
+    told = f", notices within {milliseconds(seen.at(0.99))} ms at p99{when}" if seen.holds(0.99) else ""
+    missing = step.ledger.get("missing")
+    lost = "" if missing is None else ", none lost" if not missing else f", {missing:,} lost"
+    return f"{step.sessions:,} sessions at {step.achieved:,.0f} actions/s{told}{lost}"
+
+
+def milliseconds(number: float) -> str:
+    """A latency in ms, with as many digits as say something."""
+    if number >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
