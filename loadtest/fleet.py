@@ -34,6 +34,7 @@ from loadtest.recording import Recording
 _LOOK = 0.1  # s between two looks whether what is waited for has come
 
 _PATIENCE = 5.0  # s for forked workers to report
+_HERE = "loadtest here"
 
 log = logging.getLogger(__name__)
 
@@ -300,10 +301,15 @@ def _on_init(environment: Environment, **_: Any) -> None:
     options: Any = environment.parsed_options
     environment.dispatcher_class = _Dispatcher
     if isinstance(runner, WorkerRunner):
+        runner.send_message(_HERE)
         return
+    here: list[str] = []
+    """The workers that are made in full."""
+    if isinstance(runner, MasterRunner):
+        runner.register_message(_HERE, lambda msg, **_: here.append(msg.node_id))
     # With the web page the address may be given there.
     if options.headless or options.autostart or environment.host or options.target:
-        _look_first(environment, options)
+        _look_first(environment, options, here)
 
     def on_test_start(**_: Any) -> None:
         indexes = [0]
@@ -317,7 +323,7 @@ def _on_init(environment: Environment, **_: Any) -> None:
     environment.events.test_start.add_listener(on_test_start)  # type: ignore[no-untyped-call]
 
 
-def _look_first(environment: Environment, options: Any) -> None:
+def _look_first(environment: Environment, options: Any, here: Sequence[str]) -> None:
     try:
         server = target.load(options.target or None, host=environment.host or None)
         processes = int(options.processes or (options.master and options.expect_workers) or 1)
@@ -327,13 +333,16 @@ def _look_first(environment: Environment, options: Any) -> None:
     except (target.TargetError, preflight.PreflightError, slo.SloError) as error:
         log.error(error)
         if options.processes and isinstance(environment.runner, MasterRunner):
-            _dismiss(environment.runner, options.processes)
+            _dismiss(environment.runner, options.processes, here)
         sys.exit(2)
 
 
-def _dismiss(master: MasterRunner, workers: int) -> None:
-    """Ends the processes that Locust has forked: without a word they would look for their master for minutes."""
+def _dismiss(master: MasterRunner, workers: int, here: Sequence[str]) -> None:
+    """Ends the processes that Locust has forked: without a word they would look for their master for minutes.
+
+    One that hears it before it is made in full goes on for ever: its last greenlets come after the word.
+    """
     end = time.monotonic() + _PATIENCE
-    while len(master.clients.ready) < workers and time.monotonic() < end:
+    while len(here) < workers and time.monotonic() < end:
         gevent.sleep(_LOOK)
     master.quit()

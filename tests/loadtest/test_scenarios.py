@@ -16,6 +16,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from loadtest.metrics import Histogram
@@ -313,8 +314,9 @@ async def test_what_locust_forked_ends_with_the_refused_run(tmp_path):
     assert said.count("the target is down") == 1
 
     def alive():
-        lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
-        return [line for line in lines if str(tmp_path) in line]
+        return [
+            one.pid for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or ())
+        ]
 
     await wait_until(lambda: not alive(), 10, what="the workers' end")
 
