@@ -1,18 +1,21 @@
 """The search for the capacity: steps up, bisects at the first breach, confirms the winner. Pure: it is given what runs.
 
-A step that cannot be believed (the generator was the limit, say) ends the way up as a breach does, but what is found
-then is a floor: the server may hold more.
+A step that cannot be believed (the generator was the limit, say) ends the way up as a breach does. Where one is what
+keeps the answer from being more, the answer is a floor: the server may hold more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from loadtest.run import Step
 
 Kind = Literal["step", "long hold", "storm"]
+
+_FULL = 85.0
+"""% of a core from which on it counts as full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +63,28 @@ class Found:
     floor: bool = False
     """The server may hold more: the search ended for another reason than a breach."""
     stopped: str = ""
-    """What ended the way up, in words."""
+    """What keeps it from being more, in words."""
+    bound: Step | None = None
+    """The step that `stopped` is about, where it is about one."""
     confirmed: bool = False
+    interrupted: bool = False
     trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def winner(self) -> Step | None:
+        """The step that the capacity was held in, for long."""
+        held = (one.step for one in self.trials if one.kind == "long hold" and one.sessions == self.sessions)
+        return next(held, None) if self.confirmed else None
+
+    def bounded(self, by: Trial) -> None:
+        """Take it that a trial which was not kept is what keeps the capacity from being more."""
+        self.bound, self.floor = by.step, by.invalid is not None
+        what = f"the {by.kind} at {by.sessions:,} sessions was not"
+        if by.invalid:
+            what += " to be believed:"
+        else:
+            what = f"at {by.sessions:,} sessions" if by.kind == "step" else f"{what} kept:"
+        self.stopped = f"{what} {_lower(by.why)}"
 
 
 RunStep = Callable[[int, float, Kind], Trial]
@@ -75,7 +97,7 @@ def least_hold(lease: float, beat: float) -> float:
 
 
 def search(plan: Plan, run: RunStep) -> Found:
-    """Find the greatest load that keeps the SLO."""
+    """Find the greatest load that keeps the SLO. Ctrl-C ends the search: what was found till then is given back."""
     found = Found()
 
     def tried(sessions: int, seconds: float, kind: Kind) -> Trial:
@@ -83,48 +105,53 @@ def search(plan: Plan, run: RunStep) -> Found:
         found.trials.append(trial)
         return trial
 
-    good, bad = _up(plan, tried, found)
-    if bad is not None:
-        good = _bisected(plan, tried, good, bad)
-    _confirm(plan, tried, found, good)
+    try:
+        good, bad = _up(plan, tried)
+        if bad is None:
+            found.floor, found.stopped = True, f"{good:,} sessions were the most that was asked for"
+        else:
+            good, bad = _bisected(plan, tried, good, bad)
+            found.bounded(bad)
+        _confirm(plan, tried, found, good)
+    except KeyboardInterrupt:
+        kept = max((one.sessions for one in found.trials if one.kind == "step" and one.kept), default=0)
+        seen = f"; {kept:,} sessions were kept for {plan.hold:g} s" if kept else ""
+        found.sessions, found.interrupted = 0, True
+        found.bound, found.stopped = None, f"the search was interrupted{seen}"
     return found
 
 
-def _up(plan: Plan, run: RunStep, found: Found) -> tuple[int, int | None]:
-    """The last load that was kept (0: none) and the first that was not (None: all were)."""
+def _up(plan: Plan, run: RunStep) -> tuple[int, Trial | None]:
+    """The last load that was kept (0: none) and the first trial that was not (None: all were)."""
     good, sessions = 0, min(plan.start, plan.maximum)
     while True:
         trial = run(sessions, plan.hold, "step")
         if not trial.kept:
-            found.floor = trial.invalid is not None
-            found.stopped = f"at {sessions:,} sessions {_lower(trial.why)}"
-            return good, sessions
+            return good, trial
         good = sessions
         if sessions >= plan.maximum:
-            found.floor = True
-            found.stopped = f"{sessions:,} sessions were the most that was asked for"
             return good, None
         sessions = min(max(rounded(sessions * plan.growth), sessions + 1), plan.maximum)
 
 
-def _bisected(plan: Plan, run: RunStep, good: int, bad: int) -> int:
-    """The greatest load between that is kept, to the plan's resolution; 0: none."""
-    while bad - good > plan.resolution * bad:
-        middle = rounded((good + bad) / 2)
-        if not good < middle < bad:
+def _bisected(plan: Plan, run: RunStep, good: int, bad: Trial) -> tuple[int, Trial]:
+    """The greatest load that is kept (0: none) and the least trial that is not, as near as the plan's resolution."""
+    while bad.sessions - good > plan.resolution * bad.sessions:
+        middle = rounded((good + bad.sessions) / 2)
+        if not good < middle < bad.sessions:
             break
-        if run(middle, plan.hold, "step").kept:
+        trial = run(middle, plan.hold, "step")
+        if trial.kept:
             good = middle
         else:
-            bad = middle
-        if good == 0 and bad <= plan.start / 16:
+            bad = trial
+        if good == 0 and bad.sessions <= plan.start / 16:
             break  # far below what was thought possible: this is another kind of fault than the load
-    return good
+    return good, bad
 
 
 def _confirm(plan: Plan, run: RunStep, found: Found, sessions: int) -> None:
     """Hold the load long, then let all drop and return; with a breach try less."""
-    found.sessions = sessions
     for _ in range(plan.attempts):
         if sessions <= 0:
             break
@@ -134,10 +161,8 @@ def _confirm(plan: Plan, run: RunStep, found: Found, sessions: int) -> None:
             found.sessions, found.confirmed = sessions, True
             return
         # What was kept for a while and not for long is the better answer to what the limit is.
-        found.stopped = f"the {last.kind} at {sessions:,} sessions was not kept: {_lower(last.why)}"
-        found.floor = last.invalid is not None
+        found.bounded(last)
         sessions = rounded(sessions * 0.9)
-    found.sessions = 0
 
 
 def rounded(sessions: float) -> int:
@@ -146,21 +171,22 @@ def rounded(sessions: float) -> int:
     return round(whole, 2 - len(str(whole))) if whole > 99 else whole
 
 
-def limited_by(step: Step, processes: int = 1) -> str | None:
+def limited_by(step: Step, cores: int | None = None) -> str | None:
     """What was full in a step, by the figures read in it; None when nothing stands out.
 
     Args:
-        processes: of the server that take connections.
+        cores: of the machine; the server's processes together are held against all of them.
     """
-    used: Sequence[tuple[str, str, float]] = (
-        ("server_busiest_cpu_percent", "the CPU of a process of the server", 85),
-        ("server_cpu_percent", "the CPU of the server", 85 * processes),
-        ("generator_cpu_percent", "the CPU of the generator", 85),
-    )
-    for name, words, full in used:
+    for name, words in (
+        ("server_busiest_cpu_percent", "the CPU of a process of the server"),
+        ("generator_cpu_percent", "the CPU of the generator"),
+    ):
         found = step.resources.get(name)
-        if found is not None and found >= full:
+        if found is not None and found >= _FULL:
             return f"{words} ({found:.0f} % of a core)"
+    whole = step.resources.get("server_cpu_percent", 0.0)
+    if cores and whole >= _FULL * cores:
+        return f"the CPU of the machine (the server used {whole:.0f} % on {cores} cores)"
     if step.counts.get("listen_overflows", 0) > 0:
         return f"the queue of the listening socket ({step.counts['listen_overflows']:,} overflows)"
     return None

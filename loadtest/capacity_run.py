@@ -15,10 +15,13 @@ BACK = 95.0
 
 
 def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
-    """What a run says of its load."""
+    """What a run says of its load. Its step is named after what was asked for, not after the most there were."""
     if not run.steps:
         raise LaunchError(f"at {sessions:,} sessions nothing was measured")
     step = run.steps[-1]
+    seen, asked = f"t {step.sessions:,} sessions", f"t {sessions:,} sessions"
+    run.validity = [(level, text.replace(seen, asked, 1)) for level, text in run.validity]
+    step.sessions = sessions
     if kind == "storm" and not step.breach and (back := launch.back(run)) < BACK:
         step.breach = f"only {back:.0f} % of the sessions were back at the end of the storm"
     if kind == "storm":
@@ -26,7 +29,8 @@ def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
         late = {text for _, text in validity.generator_late(step)}
         run.validity = [(level, text) for level, text in run.validity if text.partition(": ")[2] not in late]
     if step.breach:
-        return Trial(sessions, kind, step, verdict.generator_at_fault(step, may_be_late=kind == "storm"))
+        at_fault = verdict.generator_at_fault(step, may_be_late=kind == "storm")
+        return Trial(sessions, kind, step, at_fault or next(iter(run.faults), None))
     fatal = [text for level, text in run.validity if level == "fatal"]
     return Trial(sessions, kind, step, fatal[0].removeprefix(f"at {sessions:,} sessions: ") if fatal else None)
 
@@ -35,30 +39,38 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
     """The whole search as one run. What cannot be believed is left out of its steps, and said.
 
     Args:
-        runs: those of `found.trials`, in their order.
+        runs: those of `found.trials`, in their order; at least one.
     """
-    believed = [(run, trial) for run, trial in zip(runs, found.trials, strict=True) if not trial.invalid]
-    broken = next((trial.step for trial in found.trials if not trial.kept), None)
-    whole = launch.joined("Capacity", [run for run, _ in believed] or runs)
+    tried = list(zip(runs, found.trials, strict=True))
+    used = [(run, trial) for run, trial in tried if not trial.invalid] or tried
+    whole = launch.joined("Capacity", [run for run, _ in used])
     whole.question = f"How many sessions keep {slo}?"
-    for step in whole.steps:
-        if step.sessions > found.sessions and not step.breach:
-            step.breach = f"kept for a while, but {found.stopped}"
-    storms = [run for run, trial in believed if trial.kind == "storm"]
-    others = [step for step in whole.steps if not any(step in run.steps for run in storms)]
     whole.verdict, whole.slo = "", slo
-    findings = [*verdict.findings(replace(whole, steps=others)), *(one for run in storms for one in run.validity)]
-    doubts = [(one.sessions, one.invalid) for one in found.trials if one.invalid]
+    whole.steps = [trial.step for _, trial in used]
+    for step in whole.steps:
+        if step.sessions > found.sessions and not step.breach and not found.interrupted:
+            step.breach = f"kept for a while, but {found.stopped}"
+    held = [trial.step for _, trial in used if trial.kind != "storm"]
+    findings = [("fatal", "The search was interrupted.")] if found.interrupted else []
+    findings += verdict.findings(replace(whole, steps=held))
+    for run, trial in used:
+        if trial.kind == "storm":
+            # As with the other steps: of what is beyond the limit it need not be known how much beyond.
+            findings += [("warning" if trial.step.breach else level, text) for level, text in run.validity]
     findings += [
-        ("warning", f"At {sessions:,} sessions the run was not to be believed: {why}") for sessions, why in doubts
+        ("warning", f"At {one.sessions:,} sessions the run was not to be believed: {one.invalid}")
+        for one in found.trials
+        if one.invalid
     ]
     whole.validity = list(dict.fromkeys(findings))
     whole.ok = found.confirmed and validity.is_valid(whole.validity)
-    limit = limited_by(broken, int(whole.target.get("processes", 1) or 1)) if broken else None
-    if not found.confirmed:
+    if found.winner is None:
         whole.verdict = f"No load was confirmed: {found.stopped}"
     else:
+        limit = limited_by(found.bound, whole.machine.get("cores")) if found.bound else None
         bound = f", limited by {limit}" if limit else ""
         floor = " (a floor: the server may hold more)" if found.floor else ""
-        whole.verdict = f"{verdict.sentence(whole)}{bound}{floor}; {found.stopped}"
+        # Of the long hold: in a storm there may be more at a time, and no latency is asked of it.
+        best = verdict.sentence(replace(whole, steps=[found.winner]))
+        whole.verdict = f"{best}{bound}{floor}; {found.stopped}"
     return whole

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from loadtest import capacity as search
 from loadtest import floor as null_server
@@ -23,7 +26,7 @@ from loadtest.launch import Job, LaunchError
 from loadtest.preflight import PreflightError
 from loadtest.run import Run
 from loadtest.slo import SloError
-from loadtest.target import Target, TargetError, load
+from loadtest.target import TARGET, Target, TargetError, load
 
 _OWN = {
     **{name: name for name in ("sessions", "target", "host", "slo", "period", "processes")},
@@ -31,6 +34,11 @@ _OWN = {
     "run-json": "json",
 }
 """Options of Locust's that are given here otherwise."""
+
+_NUMBERS = {"connect-rate": 0.1, "late": 0.0}
+"""Options that are read here too, and the least each may be: Locust would tell of the rest."""
+
+_INTERRUPTED = 128 + signal.SIGINT
 
 _MISTAKES = (TargetError, PreflightError, EmbeddedError, LaunchError, SloError)
 
@@ -54,7 +62,13 @@ def main() -> None:
 def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of what puts load on a server."""
     for option in (
-        click.option("--target", type=click.Path(dir_okay=False), help="Target file; none: a server is started here."),
+        click.option(
+            "--target",
+            envvar=TARGET,
+            show_envvar=True,
+            type=click.Path(dir_okay=False),
+            help="Target file; none: a server is started here.",
+        ),
         click.option("--host", metavar="URL", help="Base URL of the server; LOADTEST_SECRET makes the tokens."),
         click.option("--slo", "text", default=slo.DEFAULT, show_default=True, help="What must hold."),
         click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64), help="Of the generator."),
@@ -131,7 +145,10 @@ def capacity(
             return trial
 
         found = search.search(plan, step)
-        _finish(made_of(found, runs, ready.slo), ready, "capacity")
+        if not found.trials:
+            sys.exit(_INTERRUPTED)
+        code = _INTERRUPTED if found.interrupted else None
+        _finish(made_of(found, runs[: len(found.trials)], ready.slo), ready, "capacity", code)
 
 
 @main.command("report")
@@ -140,7 +157,7 @@ def capacity(
 def report_(data: str, html: str | None) -> None:
     """Write the report of DATA, the JSON of a run."""
     path = Path(html) if html else Path(data).with_suffix(".html")
-    path.write_text(report.to_html(_read(data), data=Path(data).name), encoding="utf-8")
+    _write(path, report.to_html(_read(data), data=Path(data).name))
     click.echo(path)
 
 
@@ -151,8 +168,7 @@ def report_(data: str, html: str | None) -> None:
 def compare(a: str, b: str, html: str) -> None:
     """Set the runs A and B (JSON) side by side."""
     path = Path(html)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report.compare(_read(a), _read(b)), encoding="utf-8")
+    _write(path, report.compare(_read(a), _read(b)))
     click.echo(path)
 
 
@@ -200,8 +216,10 @@ class _Ready:
 @contextmanager
 def _prepared(sessions: int, **common: Any) -> Iterator[_Ready]:
     """Check all that can be checked, with a server of our own where none is named."""
+    _check_server(common)
     slo.parse(common["text"])
     options = _options(common["options"])
+    _check_places(common)
     embedded = None
     if common["target"] or common["host"]:
         target = load(common["target"], host=common["host"])
@@ -219,11 +237,52 @@ def _prepared(sessions: int, **common: Any) -> Iterator[_Ready]:
         ready = _Ready(target, embedded, common)
         if ready.period("steady") >= target.lease:
             click.echo("note: beats no more often than a lease ends: users will go offline in between", err=True)
-        ready.folder.mkdir(parents=True, exist_ok=True)
         yield ready
     finally:
         if embedded is not None:
             embedded.stop()
+
+
+def _check_server(common: Mapping[str, Any]) -> None:
+    """Whether one server is named, and nothing is said of another one."""
+    if common["target"] and common["host"]:
+        raise TargetError(f"--host and --target (or {TARGET}) exclude each other: the file names the address")
+    context = click.get_current_context()
+    for name in ("workers", "lease"):
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and (common["target"] or common["host"]):
+            named = "--host" if common["host"] else f"--target (or {TARGET})"
+            raise TargetError(f"--{name} is of the server started here: with {named} none is")
+
+
+def _check_places(common: Mapping[str, Any]) -> None:
+    """Make the folders, and see that the files can be written: to be told so after an hour would be late."""
+    html, data = (Path(common[name]) if common[name] else None for name in ("html", "data"))
+    if html and html == (data or html.with_suffix(".json")):
+        raise LaunchError(f"{html}: the report and its data cannot be one file")
+    for folder in (Path(common["folder"]), *(path.parent for path in (html, data) if path)):
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    for path in (html, data):
+        if path and path.exists():
+            with _writing(path):
+                path.open("ab").close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What keeps a file or folder from being written is a user's mistake."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def _allowed(sessions: int, common: Mapping[str, Any]) -> int:
@@ -235,21 +294,19 @@ def _allowed(sessions: int, common: Mapping[str, Any]) -> int:
     return int(max(min(sessions, allowed), 1))
 
 
-def _finish(whole: Run, ready: _Ready, name: str) -> None:
-    """Write the report, say the verdict, and end with its exit code."""
+def _finish(whole: Run, ready: _Ready, name: str, code: int | None = None) -> None:
+    """Write the report, say the verdict, and end with its exit code, unless another is given."""
     whole.command = shlex.join(["python", "-m", "loadtest", *sys.argv[1:]])
     html = Path(ready.html) if ready.html else ready.folder / f"{name}.html"
     data = Path(ready.data) if ready.data else html.with_suffix(".json")
-    for path in (html, data):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    whole.save(data)
-    html.write_text(report.to_html(whole, data=data.name), encoding="utf-8")
+    _write(data, whole.to_json() + "\n")
+    _write(html, report.to_html(whole, data=data.name))
     status = report.status(whole)
     click.echo(f"{whole.verdict}: {status.word}")
     for line in status.reasons:
         click.echo(f"  {line}")
     click.echo(f"{html}  {data}")
-    sys.exit(verdict.exit_code(whole))
+    sys.exit(verdict.exit_code(whole) if code is None else code)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, str]:
@@ -258,8 +315,17 @@ def _options(pairs: Sequence[str]) -> dict[str, str]:
         name, _, value = pair.lstrip("-").partition("=")
         if not name or name in _OWN:
             raise LaunchError(f"-o {pair}: {f'is --{_OWN[name]} here' if name else 'must be NAME=VALUE'}")
+        if name in _NUMBERS and not _is_number(value, _NUMBERS[name]):
+            raise LaunchError(f"-o {pair}: must be {name}=NUMBER, of {_NUMBERS[name]:g} or more")
         found[name] = value
     return found
+
+
+def _is_number(text: str, least: float) -> bool:
+    try:
+        return least <= float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 def _read(path: str) -> Run:

@@ -11,12 +11,15 @@ import math
 import re
 import resource
 import socket
+import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from loadtest import sampling
 from loadtest.target import Instance, Target
 
+BUSY = 15.0
+"""Seconds that a server may answer 503 before it is taken for not ready."""
 SPARE_FILES = 256
 """Open files of a generator that are no session's."""
 
@@ -45,6 +48,8 @@ def check(target: Target, sessions: int, *, processes: int = 1, sources: int | N
         PreflightError: something would spoil the run.
     """
     check_files(sessions, processes, file_limit())
+    for instance in target.instances:
+        check_address(instance)
     first, last = sampling.ports()
     check_ports(sessions, target.instances, last - first + 1, sources)
     for instance in target.instances:
@@ -114,6 +119,19 @@ def check_ports(sessions: int, instances: Sequence[Instance], ports: int, source
     )
 
 
+def check_address(instance: Instance) -> None:
+    """Whether the crowd can connect to it at all.
+
+    Raises:
+        PreflightError: it cannot.
+    """
+    try:
+        socket.gethostbyname(instance.host)
+    except (OSError, UnicodeError) as error:  # a name with an empty part is a UnicodeError
+        known = "is an IPv6 address" if ":" in instance.host else "has no IPv4 address that is known here"
+        raise PreflightError(f"{instance.http}: {instance.host} {known}: the crowd connects over IPv4 only") from error
+
+
 def check_server(instance: Instance, target: Target) -> None:
     """Whether a server of the contract is there, takes our tokens, and opens WebSockets.
 
@@ -122,6 +140,10 @@ def check_server(instance: Instance, target: Target) -> None:
     """
     token = target.token(USER)
     status, body = _get(instance, token)
+    until = time.monotonic() + BUSY
+    while status == 503 and time.monotonic() < until:  # it may still be at the ends of the sessions before
+        time.sleep(1.0)
+        status, body = _get(instance, token)
     address = f"{instance.http}: "
     if status == 401:
         raise PreflightError(f"{address}wrong token: it refuses what [token] makes (401{_detail(body)})")

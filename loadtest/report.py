@@ -114,12 +114,8 @@ def bottleneck(run: Run) -> list[str]:
         return []
     step = max(run.steps, key=lambda step: step.sessions)
     said = [f"At {step.sessions:,} sessions, the highest load: {(step.breach or 'the SLO was kept').rstrip('.')}."]
-    processes = int(run.target.get("processes", 1) or 1)
-    full = {"server_cpu_percent": 100.0 * processes, "generator_cpu_percent": 100.0}
-    for name, top in full.items():
-        if name in step.resources:
-            of = f"{processes} processes" if processes > 1 and name.startswith("server") else "one core"
-            said.append(f"{label(name)}: {100 * step.resources[name] / top:.0f} % of {of}.")
+    full = ("server_cpu_percent", "server_busiest_cpu_percent", "generator_cpu_percent")
+    said += [f"{label(name)}: {step.resources[name]:.0f} % of a core." for name in full if name in step.resources]
     files, allowed = step.resources.get("open_files"), run.limits.get("nofile")
     if files and isinstance(allowed, int):
         said.append(f"Open files: {files:,.0f} of {allowed:,} ({100 * files / allowed:.0f} %).")

@@ -39,7 +39,8 @@ class Processes:
 
     Args:
         name: what the figures are called after: `server` gives `server_cpu_percent`.
-        roots: the process ids, asked for again when one of them is gone: a restarted server has a new one.
+        roots: the process ids, asked for again while there are fewer than there once were: a restarted server has a
+            new one, and may take a while to come.
         busiest: `…_cpu_percent` is that of the busiest process, as its one core is what stops first; else of all.
     """
 
@@ -47,9 +48,11 @@ class Processes:
         self.name = name
         self.busiest = busiest
         self.changed = 0
-        """How often a root was gone, and another came."""
-        self._asked: set[int] = set()
+        """How often roots were gone, and others came."""
         self._roots = roots
+        self._asked: set[int] = set()
+        self._ever: set[int] = set()
+        self._most = 0
         self._known: dict[int, psutil.Process] = {}
         self._used: dict[int, tuple[float, float]] = {}
         self._read = 0
@@ -97,12 +100,14 @@ class Processes:
         return sorted(counts, reverse=True)
 
     def _find(self) -> None:
-        """Look for new processes. To ask for the roots may mean to walk all sockets, so it is done when one is gone."""
-        if not self._asked or not self._asked <= self._known.keys():
-            roots = set(self._roots())
-            if self._asked and roots - self._asked:
+        """Look for new processes. The roots are asked for while one is missing: that may mean to walk all sockets."""
+        if not self._most or len(self._asked & self._known.keys()) < self._most:
+            self._asked = set(self._roots())
+            # Against all there ever were: between the old one and the new one there may have been none for long.
+            if self._ever and self._asked - self._ever:
                 self.changed += 1
-            self._asked = roots
+            self._ever |= self._asked
+            self._most = max(self._most, len(self._asked))
         for pid in self._asked:
             with contextlib.suppress(psutil.Error):
                 root = self._known.setdefault(pid, psutil.Process(pid))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loadtest.capacity import Plan, Trial, least_hold, limited_by, rounded, search
@@ -20,6 +22,16 @@ def server(holds, *, long=None, storm=None, generator=10**9):
         return Trial(sessions, kind, Step(sessions=sessions, seconds=seconds, breach=broken), invalid)
 
     return run
+
+
+def faulty(run, doubtful):
+    """The same, but one load cannot be believed."""
+
+    def instead(sessions, seconds, kind):
+        trial = run(sessions, seconds, kind)
+        return replace(trial, invalid="It was in doubt.") if sessions == doubtful else trial
+
+    return instead
 
 
 def loads(found, kind="step"):
@@ -41,7 +53,7 @@ def test_steps_up_then_bisects_then_confirms():
     assert [(one.kind, one.sessions) for one in found.trials[-2:]] == [("long hold", 4_000), ("storm", 4_000)]
     assert {one.step.seconds for one in found.trials[:-2]} == {120}
     assert [one.step.seconds for one in found.trials[-2:]] == [900, 180]
-    assert found.stopped == "at 5,000 sessions p99 was 2 s at 5000"
+    assert found.stopped == "at 4,200 sessions p99 was 2 s at 4200", "of what broke it, the nearest"
 
 
 def test_the_most_that_was_asked_for_is_a_floor():
@@ -55,7 +67,37 @@ def test_a_generator_at_its_limit_makes_it_a_floor():
     found = search(PLAN, server(10**6, generator=3_000))
 
     assert found.floor and found.confirmed and found.sessions <= 3_000
-    assert "the generator was the limit" in found.stopped
+    assert found.stopped == "the step at 3,200 sessions was not to be believed: the generator was the limit"
+
+
+def test_a_doubt_in_the_bisection_makes_it_a_floor():
+    """Above it the server broke, but between that and what was kept nothing is known of it."""
+    found = search(PLAN, faulty(server(4_800), 4_200))
+
+    assert loads(found)[:6] == [1_000, 1_500, 2_200, 3_300, 5_000, 4_200]
+    assert found.floor and found.confirmed and 3_800 <= found.sessions < 4_200
+    assert found.stopped == "the step at 4,200 sessions was not to be believed: it was in doubt"
+
+
+def test_a_breach_below_a_doubt_is_what_bounds_it():
+    found = search(PLAN, faulty(server(4_000), 5_000))
+
+    assert found.confirmed and not found.floor
+    assert found.stopped == "at 4,200 sessions p99 was 2 s at 4200"
+
+
+def test_a_search_that_is_interrupted_gives_back_what_it_has():
+    runs = server(10**6)
+
+    def run(sessions, seconds, kind):
+        if sessions > 2_000:
+            raise KeyboardInterrupt
+        return runs(sessions, seconds, kind)
+
+    found = search(PLAN, run)
+
+    assert (found.interrupted, found.confirmed, found.sessions, loads(found)) == (True, False, 0, [1_000, 1_500])
+    assert found.stopped == "the search was interrupted; 1,500 sessions were kept for 120 s"
 
 
 def test_what_is_not_held_long_is_tried_with_less():
@@ -107,7 +149,9 @@ def test_says_what_was_full():
     assert limited_by(step(server_cpu_percent=60, server_busiest_cpu_percent=97)) == (
         "the CPU of a process of the server (97 % of a core)"
     )
-    assert limited_by(step(server_cpu_percent=130, server_busiest_cpu_percent=66), processes=2) is None
+    several = step(server_cpu_percent=172, server_busiest_cpu_percent=66)
+    assert limited_by(several) is None and limited_by(several, cores=4) is None
+    assert limited_by(several, cores=2) == "the CPU of the machine (the server used 172 % on 2 cores)"
     assert "generator" in (limited_by(step(server_cpu_percent=10, generator_cpu_percent=96)) or "")
     overflowing = step(server_cpu_percent=10)
     overflowing.counts["listen_overflows"] = 12

@@ -103,7 +103,22 @@ def test_too_few_ports(server):
         (["run", "hold", "--slo", "p99"], "SLO: 'p99' is no clause"),
         (["run", "hold", "-o", "=60"], "-o =60: must be NAME=VALUE"),
         (["run", "hold", "-o", "run-time=60s"], "-o run-time=60s: is --seconds here"),
+        (["run", "hold", "-o", "connect-rate=fast"], "-o connect-rate=fast: must be connect-rate=NUMBER, of 0.1 or"),
+        (["run", "hold", "-o", "connect-rate"], "-o connect-rate: must be connect-rate=NUMBER"),
+        (["run", "hold", "-o", "connect-rate=0"], "-o connect-rate=0: must be connect-rate=NUMBER"),
+        (["capacity", "-o", "connect-rate=inf"], "-o connect-rate=inf: must be connect-rate=NUMBER"),
+        (["run", "hold", "-o", "late=nan"], "-o late=nan: must be late=NUMBER, of 0 or more"),
         (["run", "hold", "--target", "none.toml"], "none.toml: No such file"),
+        (["run", "hold", "--target", "none.toml", "--host", "http://127.0.0.1:1"], "--host and --target .* exclude"),
+        (["run", "hold", "--target", "none.toml", "--workers", "1"], "--workers is of the server started here"),
+        (["capacity", "--host", "http://127.0.0.1:1", "--lease", "60"], "--lease is of the .*: with --host none is"),
+        (["run", "hold", "--html", "pyproject.toml/a.html"], "pyproject.toml cannot be written: "),
+        (["run", "hold", "--json", "pyproject.toml/a.json"], "pyproject.toml cannot be written: "),
+        (
+            ["capacity", "--folder", "pyproject.toml/reports"],
+            "pyproject.toml/reports cannot be written: Not a directory",
+        ),
+        (["run", "hold", "--html", "a.json"], "a.json: the report and its data cannot be one file"),
         (["capacity", "--host", "http://127.0.0.1:1"], "no way to make tokens"),
         (["report", "pyproject.toml"], "pyproject.toml is no data of a run"),
         (["compare", "pyproject.toml", "pyproject.toml"], "pyproject.toml is no data of a run"),
@@ -111,6 +126,19 @@ def test_too_few_ports(server):
 )
 def test_other_mistakes(args, said):
     assert re.search(said, mistake(*args))
+
+
+def test_the_environment_names_the_target(tmp_path):
+    environment = {**os.environ, "LOADTEST_TARGET": str(tmp_path / "none.toml")}
+
+    assert "none.toml: No such file" in mistake("run", "hold", env=environment)
+    both = mistake("run", "hold", "--host", "http://127.0.0.1:1", env=environment)
+    assert "--host and --target (or LOADTEST_TARGET) exclude each other" in both
+
+
+def test_an_address_of_ipv6(tmp_path):
+    said = mistake("run", "hold", "--target", target_file(tmp_path, "http://[::1]:8080"))
+    assert said == "loadtest: http://[::1]:8080: ::1 is an IPv6 address: the crowd connects over IPv4 only\n"
 
 
 def test_an_option_that_the_scenario_does_not_know(tmp_path, server):
@@ -223,7 +251,7 @@ class TestCapacity:
     def run(self, monkeypatch, tmp_path):
         jobs = []
 
-        def runs(holds, generator=10**9, returns=10**9):
+        def runs(holds, generator=10**9, returns=10**9, change=lambda *_: None):
             def made(job, server, *, said):
                 jobs.append(job)
                 run = one_step(
@@ -242,6 +270,7 @@ class TestCapacity:
                         (50, back),
                         (70, job.sessions),
                     ]
+                change(job, run)
                 verdict.judge(run, job.slo)
                 return run
 
@@ -258,7 +287,7 @@ class TestCapacity:
         done, jobs, data = run(2_000)
 
         assert done.exit_code == 0, done.output
-        assert re.match(r"2,000 sessions at .*; at 2,200 sessions p99 was", data["verdict"]), data["verdict"]
+        assert re.match(r"2,000 sessions at .*; at 2,100 sessions p99 was", data["verdict"]), data["verdict"]
         assert [(job.scenario, job.sessions, job.seconds) for job in jobs[-2:]] == [
             ("steady", 2_000, 900),
             ("storm", 2_000, 180),
@@ -272,7 +301,7 @@ class TestCapacity:
         done, _, data = run(10**6, generator=2_000)
 
         assert done.exit_code == 0, done.output
-        assert "at 2,200 sessions the generator was the limit" in data["verdict"]
+        assert "the step at 2,100 sessions was not to be believed: the generator was the limit" in data["verdict"]
         assert "a floor: the server may hold more" in data["verdict"]
         assert all(step["sessions"] <= 2_000 for step in data["steps"])
         assert any("not to be believed" in sentence for _, sentence in data["validity"])
@@ -288,7 +317,64 @@ class TestCapacity:
         done, _, data = run(0)
 
         assert done.exit_code == 1, done.output
-        assert data["verdict"].startswith("No load was confirmed: at 1,000 sessions")
+        assert data["verdict"].startswith("No load was confirmed: at 60 sessions p99 was 400 ms")
+
+    def test_the_headline_is_that_of_the_long_hold(self, run):
+        def change(job, run):
+            run.steps[0].sessions += 37  # the most that there were at a time: who leaves and who comes overlap
+            run.steps[0].resources["generator_cpu_percent"] = 80
+            if job.scenario == "storm":
+                run.steps[0].sessions += 500
+                run.steps[0].seconds, run.steps[0].achieved = 2_000, 150
+
+        _, jobs, data = run(2_000, change=change)
+
+        assert data["verdict"].startswith("2,000 sessions at 100 actions/s, notices within 10.0 ms"), data["verdict"]
+        assert [step["sessions"] for step in data["steps"]] == [job.sessions for job in jobs]
+        said = {text.partition(":")[0] for _, text in data["validity"]}
+        assert said == {f"at {job.sessions:,} sessions" for job in jobs}
+
+    def test_what_bounds_it_is_named_by_its_process(self, run):
+        def change(job, run):
+            busy = job.sessions > 2_000
+            run.machine["cores"] = 4
+            run.steps[0].resources |= {
+                "server_cpu_percent": 352 if busy else 88,
+                "server_busiest_cpu_percent": 70 if busy else 22,
+            }
+
+        _, _, data = run(2_000, change=change)
+        assert ", limited by the CPU of the machine (the server used 352 % on 4 cores); at 2,100" in data["verdict"]
+
+    def test_beyond_the_winner_nothing_makes_it_invalid(self, run):
+        """Neither a storm in which much was not made, nor a run of which the load test says that it went wrong."""
+
+        def change(job, run):
+            if job.scenario == "storm" and job.sessions > 1_900:
+                run.steps[0].achieved = 50
+            if job.sessions > 2_000:
+                run.faults.append("A worker ended.")
+
+        done, _, data = run(2_000, returns=1_900, change=change)
+
+        assert done.exit_code == 0, done.output
+        assert data["ok"] and data["verdict"].startswith("1,800 sessions")
+        assert not [text for level, text in data["validity"] if level == "fatal"]
+        assert ["warning", "At 2,100 sessions the run was not to be believed: A worker ended."] in data["validity"]
+
+    def test_an_interrupted_search_writes_what_it_has(self, run):
+        def change(job, _):
+            if job.sessions > 1_500:
+                raise KeyboardInterrupt
+
+        done, _, data = run(10**6, change=change)
+
+        assert done.exit_code == 130, done.output
+        assert data["verdict"] == (
+            "No load was confirmed: the search was interrupted; 1,500 sessions were kept for 4 s"
+        )
+        assert [step["sessions"] for step in data["steps"]] == [1_000, 1_500] and not data["ok"]
+        assert ["fatal", "The search was interrupted."] in data["validity"]
 
 
 def test_the_scenarios_are_there():

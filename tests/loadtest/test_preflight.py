@@ -18,15 +18,22 @@ HERE = Instance("http://127.0.0.1:8080", "127.0.0.1", 8080, "/ws")
 AWAY = Instance("http://192.0.2.1:8080", "192.0.2.1", 8080, "/ws")
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """A server that is never ready is not waited for."""
+    monkeypatch.setattr(preflight, "BUSY", 0.0)
+
+
 @contextmanager
-def answering(rest=(200, b'{"isOnline": false}'), upgrade=101):
-    """A server that answers REST and upgrades in one way; yields the target."""
+def answering(rest=(200, b'{"isOnline": false}'), upgrade=101, *, first=()):
+    """A server that answers REST and upgrades in one way, to `first` requests in others; yields the target."""
+    others = list(first)
 
     class Answers(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
-            status, body = (upgrade, b"") if self.path == "/ws" else rest
+            status, body = (upgrade, b"") if self.path == "/ws" else others.pop(0) if others else rest
             self.send_response(status)
             if status != 101:
                 self.send_header("Content-Length", str(len(body)))
@@ -85,6 +92,14 @@ def test_says_that_nobody_listens():
     assert said == f"http://127.0.0.1:{port}: the target is down: Connection refused"
 
 
+@pytest.mark.parametrize("host", ["::1", "a..b"])
+def test_an_address_that_the_crowd_cannot_connect_to(host):
+    one = Instance("http://there", host, 8080, "/ws")
+    said = refusal(preflight.check, Target(instances=[one], secret=SECRET), 100)
+
+    assert said.startswith(f"http://there: {host} ") and said.endswith(": the crowd connects over IPv4 only")
+
+
 def test_says_that_nobody_answers(monkeypatch):
     monkeypatch.setattr(preflight, "_TIME", 0.1)
     with socket.socket() as silent:
@@ -131,3 +146,9 @@ def test_ports():
 def test_on_loopback_there_are_addresses_enough_unless_they_are_named():
     check_ports(200_000, [HERE], 28_232, None)
     assert "too few ports" in refusal(check_ports, 200_000, [HERE], 28_232, 7)
+
+
+def test_a_server_that_is_busy_with_the_run_before_is_waited_for(monkeypatch):
+    monkeypatch.setattr(preflight, "BUSY", 30.0)
+    with answering(first=[(503, b'{"detail": "unknown for now"}')]) as target:
+        check_server(target.instances[0], target)

@@ -171,7 +171,7 @@ def test_one_step_gives_the_slope_of_its_memory_while_the_sessions_came():
 
 def test_the_bottleneck_names_what_was_full():
     said = " ".join(report.bottleneck(made_up()))
-    assert "Server CPU: 99 % of one core." in said
+    assert "Server CPU: 99 % of a core." in said
     assert "Open files: 14,041 of 20,000 (70 %)." in said
     assert "Only 92.4 % of the actions that were due were made." in said
     run = made_up()

@@ -91,6 +91,62 @@ def test_a_server_that_was_replaced_is_noticed():
     assert (before, group.changed) == (0, 1)
 
 
+def test_a_restart_that_takes_long_is_noticed():
+    """For some readings there is nobody: what comes then is still another one."""
+    alive: list[int] = []
+    group = Processes("server", lambda: alive)
+    with running(BUSY) as first:
+        alive[:] = [first.pid]
+        group.read(0.0)
+    alive.clear()
+    assert [group.read(float(second)) for second in range(1, 8)] == [{}] * 7
+    with running(BUSY) as second:
+        alive[:] = [second.pid]
+        assert group.read(8.0)
+        group.read(9.0)
+    assert group.changed == 1
+
+
+def test_of_two_instances_each_that_is_restarted_is_noticed_and_read():
+    alive: list[int] = []
+    group = Processes("server", lambda: alive)
+    seconds = iter(range(1_000))
+
+    def look():
+        """Read until the processes have been looked for."""
+        for _ in range(5):
+            group.read(float(next(seconds)))
+        return len(group.open_files)
+
+    with running(BUSY) as other:
+        with running(BUSY) as first:
+            alive[:] = [first.pid, other.pid]
+            assert look() == 2
+        alive[:] = [other.pid]
+        assert (look(), look(), group.changed) == (1, 1, 0)
+        with running(BUSY) as second:
+            alive[:] = [second.pid, other.pid]
+            assert (look(), group.changed) == (2, 1)
+        alive[:] = [other.pid]
+        assert look() == 1
+        with running(BUSY) as third:
+            alive[:] = [third.pid, other.pid]
+            assert (look(), group.changed) == (2, 2)
+
+
+def test_the_roots_are_asked_for_only_while_one_is_missing():
+    asked: list[int] = []
+
+    def roots():
+        asked.append(1)
+        return [os.getpid()]
+
+    group = Processes("server", roots)
+    for second in range(20):
+        group.read(float(second))
+    assert len(asked) == 1
+
+
 async def test_the_sampler_reads_on_until_it_is_stopped(monkeypatch):
     monkeypatch.setattr(sampling, "PERIOD", 0.02)
     sampler = Sampler([Processes("generator", lambda: [os.getpid()])])
