@@ -106,7 +106,11 @@ def main() -> None:
     """Measure all, and print the table."""
     if not ARTILLERY.exists():
         folder = Path(__file__).parent
-        subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"], cwd=folder, check=True)
+        subprocess.run(
+            ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"],
+            cwd=folder,
+            check=True,
+        )
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in GENERATORS}
     for _ in range(ROUNDS):
         for name, of in GENERATORS.items():
