@@ -80,7 +80,7 @@ COMPILE = CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --no-con
 clean:  ## Remove all that was made here
 	-[ ! -d .services ] || $(BIN)/python -m tests.support.services stop
 	rm -rf .venv .services tests/*/node_modules tests/clients/java/target tests/support/java/*/target build dist \
-		*.egg-info .benchmarks .hypothesis .*_cache
+		*.egg-info contracts/build contracts/*.egg-info .benchmarks .hypothesis .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: an environment is made once, and again when what it is made from has changed. The development environment

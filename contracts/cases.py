@@ -46,6 +46,10 @@ _CONNECTED = frozenset(
     ]
 )
 """The verbs of an actor with a connection."""
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_ITEM = re.compile(r"\$\{i\}")
+_PLACE = re.compile(r"\$\{(?!i\})[^}*]+\}|\$ids .*")
+"""An id that the runner makes from a name."""
 _CANARIES = 4
 """Canaries of each actor that the fixture of a directory knows."""
 
@@ -120,6 +124,33 @@ def user_id(case: Case, name: str, run: str = "") -> str:
     return f"{case.id}.{name}" if has_directory(case) else f"{case.id}.{name}.{run}"
 
 
+def has_other_ids(case: Case) -> bool:
+    """Whether the case is about ids of a form of their own: where all ids are UUIDs it says nothing."""
+    return any(_other_ids(step) for step in case.steps)
+
+
+def _other_ids(step: Mapping[str, Any]) -> list[str]:
+    """Ids of a step that the server has to take, and that are more than names: they are text for its own sake."""
+    if "connect-refused" in step or re.search(r"\b4\d\d\b", str(step.get("status"))):
+        return []
+    named = [step[key] for key in ("connect", "user", "as") if key in step and (key != "connect" or "user" not in step)]
+    named += step["users"] if isinstance(step.get("users"), list) else []
+    in_names = [one for one in named if not _NAME.fullmatch(_ITEM.sub("", one))]
+    return [one for one in [*in_names, *_ids_as_sent(step)] if not _PLACE.fullmatch(one)]
+
+
+def _ids_as_sent(step: Mapping[str, Any]) -> Iterator[str]:
+    """The ids within a path, and those within JSON."""
+    if "get" in step and (found := re.match(r"/api/presence/(?:check|conversation)/([^/?]*)", step["get"])):
+        yield found[1]
+    body = step.get("json")
+    listed = body.get("userIds") if isinstance(body, Mapping) else body if "post" in step else None
+    if "text" in step and str(body).startswith("$ids "):
+        yield step["text"]  # the answer's text can tell of such ids only by what they are made of
+    if isinstance(listed, list):
+        yield from (one for one in listed if isinstance(one, str))
+
+
 def _case(raw: Mapping[str, Any], file: str, clauses: Mapping[str, Clause]) -> Case:
     for clause in raw["clauses"]:
         if clause not in clauses:
@@ -158,6 +189,11 @@ def _faults(step: Mapping[str, Any], case: Case) -> Iterator[str]:
         yield "instance: needs 'instances' among the case's needs"
     if verb == "hook" and f"hook:{step[verb]}" not in case.needs:
         yield f"hook: needs 'hook:{step[verb]}' among the case's needs"
+    if step.get("at-least", 0) > step.get("at-once", 1):
+        yield "at-least: is more than at-once"
+    for name in ("save", "save-as"):
+        if name in step and "at-once" in step:
+            yield f"{name}: of which answer, with at-once?"
     for text in _texts(step):
         if re.fullmatch(r"\$[a-z-]+", text) and text not in NAMED and text != "$exactly":
             yield f"{verb}: {text!r} is no matcher"

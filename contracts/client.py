@@ -8,17 +8,19 @@ import json
 import random
 import secrets
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from contracts.faults import Failed, Misused, Unreachable
+from contracts.faults import Failed, Misused, Unreachable, Untrusted
 from contracts.match import ABSENT
 from contracts.stomp import Decoder, Frame, Malformed
 
@@ -144,6 +146,7 @@ class Connection:
         headers: Mapping[str, str],
         origin: str | None,
         subprotocols: Sequence[str],
+        tls: ssl.SSLContext,
         limit: float,
         log: Callable[[str, str, str], None],
         news: asyncio.Event,
@@ -152,18 +155,19 @@ class Connection:
 
         Args:
             url: of the raw endpoint, or the SockJS base.
+            tls: for wss.
             limit: s until it must be open.
 
         Raises:
             Refused: it was answered with another status.
             Failed: it was not answered, or not as RFC 6455 says.
-            Unreachable: nobody listens.
+            Unreachable: nobody listens; Untrusted: its certificate is not trusted.
         """
         if sockjs:
             url = f"{url}/{random.randrange(1000):03}/{secrets.token_hex(8)}/websocket"
         lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
         log(actor, "→", f"upgrade {url}\n{lines}" + (f"Origin: {origin}\n" if origin else ""))
-        opened = await _upgrade(url, headers, origin, subprotocols, limit)
+        opened = await _upgrade(url, headers, origin, subprotocols, tls, limit)
         log(actor, "←", f"101 {opened.subprotocol or '(no subprotocol)'}")
         made = cls(actor, user, instance, sockjs, opened, log, news)
         made.tasks.append(asyncio.create_task(made._read()))
@@ -318,7 +322,12 @@ class Connection:
 
 
 async def _upgrade(
-    url: str, headers: Mapping[str, str], origin: str | None, subprotocols: Sequence[str], limit: float
+    url: str,
+    headers: Mapping[str, str],
+    origin: str | None,
+    subprotocols: Sequence[str],
+    tls: ssl.SSLContext,
+    limit: float,
 ) -> ClientConnection:
     expected = f"a WebSocket at {url} within {limit:g} s"
     try:
@@ -330,6 +339,7 @@ async def _upgrade(
             additional_headers=list(headers.items()),
             user_agent_header=None if "user-agent" in {name.lower() for name in headers} else AGENT,
             proxy=None,
+            ssl=tls if urlsplit(url).scheme == "wss" else None,
             open_timeout=limit,
             ping_interval=None,
             close_timeout=_CLOSE_LIMIT,
@@ -342,6 +352,8 @@ async def _upgrade(
         raise Failed(expected, f"the upgrade went wrong: {error}") from error
     except TimeoutError as error:
         raise Failed(expected, "none was opened") from error
+    except ssl.SSLCertVerificationError as error:
+        raise Untrusted(url, error.verify_message) from error
     except OSError as error:
         if error.errno == errno.ECONNREFUSED or isinstance(error, socket.gaierror) or "refused" in str(error).lower():
             raise Unreachable(f"{url}: {error.strerror or error}") from error

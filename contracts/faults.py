@@ -2,6 +2,7 @@
 
 - `Failed`: the server did not do what a clause says.
 - `Unreachable`: nobody listens there; that says nothing of the server's conduct.
+- `Untrusted`: the same of a server that cannot prove who it is.
 - `Misused`: the case asks for what cannot be done.
 - `TargetUnusable`: no case can be run at all.
 """
@@ -25,6 +26,13 @@ class Failed(Exception):
 
 class Unreachable(Exception):
     """No TCP connection can be made."""
+
+
+class Untrusted(Unreachable):
+    """The server's certificate is not one that the target file trusts."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url}: its certificate is not trusted: {reason}; see ca in the target file")
 
 
 class Misused(Exception):

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from contracts.cases import has_other_ids
 from contracts.model import (
     NOT_CHOSEN,
     SHORT_LEASE,
@@ -127,6 +128,7 @@ def _applies(result: Result, run: Run) -> bool:
         "instances": len(of.get("instances", ())) < 2,
         "short-lease": of.get("lease", 0) > SHORT_LEASE,
         "directory": not of.get("directory", True),
+        "secret": of.get("token") == "command",
     }
     hooks = of.get("hooks", ())
     return (
@@ -135,6 +137,7 @@ def _applies(result: Result, run: Run) -> bool:
         and not case.features & set(of.get("unsupported", ()))
         and not any(lacking.get(need) for need in case.needs)
         and all(need.removeprefix("hook:") in hooks for need in case.needs if need.startswith("hook:"))
+        and not (of.get("ids") == "uuid" and has_other_ids(case))
     )
 
 

@@ -7,12 +7,13 @@ import contextlib
 import http.client
 import json
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from contracts.faults import Failed, Unreachable
+from contracts.faults import Failed, Unreachable, Untrusted
 from contracts.match import ABSENT
 
 
@@ -48,20 +49,28 @@ class Answer:
 
 
 async def request(
-    base: str, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes | None, *, limit: float
+    base: str,
+    method: str,
+    path: str,
+    headers: Sequence[tuple[str, str]],
+    body: bytes | None,
+    *,
+    limit: float,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """Ask.
 
     Args:
         base: "http://host:port".
         limit: s until the answer must be there.
+        tls: for https.
 
     Raises:
         Failed: it was not answered, or not in HTTP.
-        Unreachable: nobody listens.
+        Unreachable: nobody listens; Untrusted: its certificate is not trusted.
     """
     expected = f"an answer to {method} {path} within {limit:g} s"
-    exchange = _Exchange(base, limit)
+    exchange = _Exchange(base, limit, tls)
     try:
         # The limit of the socket counts each read; the one around it counts them all.
         async with asyncio.timeout(limit):
@@ -70,6 +79,8 @@ async def request(
         raise Failed(expected, "none came") from error
     except (ConnectionRefusedError, socket.gaierror) as error:
         raise Unreachable(f"{base}: {error.strerror}") from error
+    except ssl.SSLCertVerificationError as error:
+        raise Untrusted(base, error.verify_message) from error
     except (OSError, http.client.HTTPException) as error:
         raise Failed(expected, f"the connection broke: {type(error).__name__}: {error}") from error
     finally:
@@ -83,10 +94,13 @@ class _Exchange:
         limit: s, of each read.
     """
 
-    def __init__(self, base: str, limit: float) -> None:
+    def __init__(self, base: str, limit: float, tls: ssl.SSLContext | None) -> None:
         self._url = urlsplit(base)
-        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(self._url.netloc, timeout=limit)
+        self._connection = (
+            http.client.HTTPSConnection(self._url.netloc, timeout=limit, context=tls)
+            if self._url.scheme == "https"
+            else http.client.HTTPConnection(self._url.netloc, timeout=limit)
+        )
         self._socket: socket.socket | None = None
         self._over = False
 

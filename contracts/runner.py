@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
 
+from contracts.cases import has_other_ids
 from contracts.client import Refused
 from contracts.faults import Failed, Misused, TargetUnusable, Unreachable
 from contracts.model import NOT_CHOSEN, SHORT_LEASE, STOPPED, TOO_LONG, Case, Class, Clause, Level, Outcome, Result, Run
@@ -27,11 +26,9 @@ LONG = 30.0
 """s: what waits longer than this, for all that the lease is, is left to patient runs."""
 _LIMIT = 30.0
 _LIMIT_LEASES = 8
-"""s, and leases: the longest a case may take besides the waits that it states."""
-_NAME = re.compile(r"[a-z][a-z0-9-]*")
-_ITEM = re.compile(r"\$\{i\}")
-_PLACE = re.compile(r"\$\{(?!i\})[^}*]+\}|\$ids .*")
-"""An id that the runner makes from a name."""
+"""s, and leases: the longest a case may take besides the waits that it states, and the slack of each step."""
+_LATE = 1.0
+"""s: when that limit is noticed later than this, the runner itself was held up."""
 _CLOSE_LIMIT = 75.0
 """s: for the end of a case: at most one command of the target, and its connections."""
 
@@ -63,8 +60,9 @@ async def run(
     Raises:
         TargetUnusable: it cannot.
     """
-    # Requests of REST wait in threads: as many as there are cases, so that none waits for another.
-    executor = ThreadPoolExecutor(target.parallel + 8, thread_name_prefix="contracts")
+    # Requests of REST wait in threads: as many as there can be at once, so that none waits for another.
+    at_once = sum(step.get("at-once", 0) for case in cases for step in case.steps)
+    executor = ThreadPoolExecutor(target.parallel + at_once + 8, thread_name_prefix="contracts")
     asyncio.get_running_loop().set_default_executor(executor)
     begun, started = time.monotonic(), time.time()
     name = secrets.token_hex(4)
@@ -150,7 +148,8 @@ async def run_case(case: Case, target: Target, name: str, started: float, tokens
     """
     story = Story(case, target, name, started, tokens)
     begun = time.monotonic()
-    limit = _LIMIT + _LIMIT_LEASES * target.lease + waits(case, target.lease)
+    taken = sum(step.get("times", 1) for step in case.steps)
+    limit = _LIMIT + _LIMIT_LEASES * target.lease + waits(case, target.lease) + target.slack * taken
     starts: list[float] = []
     outcome, expected, actual, reason = Outcome.PASSED, None, None, None
     try:
@@ -171,7 +170,13 @@ async def run_case(case: Case, target: Target, name: str, started: float, tokens
     except TimeoutError:
         outcome, reason = Outcome.ERROR, "TimeoutError"
         if story.clock is not None and story.clock.expired():
-            reason = f"the case was not over after {limit:g} s: {_slowest(case, [*starts, story.now])}"
+            slowest = _slowest(case, [*starts, story.now])
+            if story.now - (story.clock.when() or 0) > _LATE:
+                reason = f"the runner was held up, and the case not over after {limit:g} s: {slowest}"
+            else:
+                # What the case and the target's commands take is not counted: the rest is the server's time.
+                outcome, reason = Outcome.FAILED, None
+                expected, actual = f"answers that let the case end within {limit:g} s", f"it did not: {slowest}"
     except Exception as fault:  # noqa: BLE001 (a fault of the suite is an outcome, too)
         outcome, reason = Outcome.ERROR, f"{type(fault).__name__}: {fault}"
     finally:
@@ -234,33 +239,11 @@ def _not_applying(case: Case, target: Target) -> Result | None:
     if case.policy not in {"any", target.policy}:
         reason = f"about the watch policy {case.policy!r}; the target has {target.policy!r}"
         return Result(case, Outcome.NOT_RUN, reason=reason)
-    if target.ids == "uuid" and any(_other_ids(step) for step in case.steps):
+    if target.ids == "uuid" and has_other_ids(case):
         return Result(case, Outcome.NOT_RUN, reason="it has ids that are no UUIDs; those of the target are")
     if lacking := sorted(need for need in case.needs if not _has(target, need)):
         return Result(case, Outcome.NOT_RUN, reason=f"the target lacks {', '.join(lacking)}")
     return None
-
-
-def _other_ids(step: Mapping[str, Any]) -> list[str]:
-    """Ids of a step that the server has to take, and that are more than names: they are text for its own sake."""
-    if "connect-refused" in step or re.search(r"\b4\d\d\b", str(step.get("status"))):
-        return []
-    named = [step[key] for key in ("connect", "user", "as") if key in step and (key != "connect" or "user" not in step)]
-    named += step["users"] if isinstance(step.get("users"), list) else []
-    in_names = [one for one in named if not _NAME.fullmatch(_ITEM.sub("", one))]
-    return [one for one in [*in_names, *_ids_as_sent(step)] if not _PLACE.fullmatch(one)]
-
-
-def _ids_as_sent(step: Mapping[str, Any]) -> Iterator[str]:
-    """The ids within a path, and those within JSON."""
-    if "get" in step and (found := re.match(r"/api/presence/(?:check|conversation)/([^/?]*)", step["get"])):
-        yield found[1]
-    body = step.get("json")
-    listed = body.get("userIds") if isinstance(body, Mapping) else body if "post" in step else None
-    if "text" in step and str(body).startswith("$ids "):
-        yield step["text"]  # the answer's text can tell of such ids only by what they are made of
-    if isinstance(listed, list):
-        yield from (one for one in listed if isinstance(one, str))
 
 
 def _too_long(case: Case, patient: bool) -> Result | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from contracts import rest
@@ -513,8 +513,8 @@ async def _ask(story: Story, step: Step, method: str, path: str) -> None:
     what = f"{method} {path}"
     while True:
         try:
-            answer = await _answer(story, step, method, path)
-            _hold_answer(story, step, answer, what)
+            answers = await _answers(story, step, method, path)
+            _hold_answers(story, step, answers, what)
         except (Failed, Unreachable) as fault:
             if not step.get("until") or story.now >= start + within:
                 if step.get("until") and isinstance(fault, Failed):
@@ -525,6 +525,7 @@ async def _ask(story: Story, step: Step, method: str, path: str) -> None:
             break
     if "not-before" in step:
         _hold_time(story, step, story.now, start, within, f"the answer to {what}")
+    answer = answers[0]
     for name, source in step.get("save", {}).items():
         value = answer.header(source[7:]) if source.startswith("header:") else _member(answer.json, source)
         if value is ABSENT:
@@ -534,7 +535,8 @@ async def _ask(story: Story, step: Step, method: str, path: str) -> None:
         story.answers[step["save-as"]] = answer
 
 
-async def _answer(story: Story, step: Step, method: str, path: str) -> rest.Answer:
+async def _answers(story: Story, step: Step, method: str, path: str) -> list[rest.Answer]:
+    """One request and its answer; with `at-once` so many of them, none of which waits for another."""
     caller = story.user(step["as"]) if "as" in step else None
     kind = step.get("token", "valid" if caller else "absent")
     token = await story.token(caller or story.user("nobody"), kind)
@@ -545,9 +547,28 @@ async def _answer(story: Story, step: Step, method: str, path: str) -> rest.Answ
         if "content-type" not in {name.lower() for name in headers}:
             headers["Content-Type"] = step.get("content-type", "application/json")
     headers = {name: value for name, value in headers.items() if value != "$absent"}
-    return await story.request(
-        method, path, caller=caller, token=token, instance=step.get("instance", 1), headers=headers, body=body
-    )
+    number = step.get("instance", 1)
+    requests = [
+        story.request(method, path, caller=caller, token=token, instance=number, headers=headers, body=body)
+        for _ in range(step.get("at-once", 1))
+    ]
+    # Each to its end, also when another one fails: none is left behind.
+    ended = await asyncio.gather(*requests, return_exceptions=True)
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+    return [one for one in ended if isinstance(one, rest.Answer)]
+
+
+def _hold_answers(story: Story, step: Step, answers: Sequence[rest.Answer], what: str) -> None:
+    """Raise Failed unless the answers are as stated: all but those with `or-status`, and `at-least` so many."""
+    stated = [answer for answer in answers if answer.status != step.get("or-status")]
+    for answer in stated:
+        _hold_answer(story, step, answer, what)
+    least = step.get("at-least", 0)
+    if len(stated) < least:
+        wanted = f"at least {least} of {len(answers)} answers to {what} with status {shown(step.get('status', 200))}"
+        raise Failed(wanted, f"{len(stated)} had it, and {len(answers) - len(stated)} had {step['or-status']}")
 
 
 def _hold_answer(story: Story, step: Step, answer: rest.Answer, what: str) -> None:

@@ -285,6 +285,7 @@ class Story:
             headers=headers or {},
             origin=origin,
             subprotocols=subprotocols,
+            tls=self.target.tls,
             limit=self.limit,
             log=self.log,
             news=self.news,
@@ -358,7 +359,13 @@ class Story:
         if not quiet:
             self.log(actor, "→", f"{method} {path}\n{shown_headers}\n{text}".rstrip())
         answer = await rest.request(
-            self.instance(instance).http, method, path, list(sent.items()), body, limit=limit or self.limit + 2
+            self.instance(instance).http,
+            method,
+            path,
+            list(sent.items()),
+            body,
+            limit=limit or self.limit + 2,
+            tls=self.target.tls,
         )
         if not quiet:
             self.log(actor, "←", str(answer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -14,6 +15,7 @@ import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,6 +104,8 @@ class Target:
     path: str = "/ws"
     transport: str = "raw"
     parallel: int = 40
+    ca: str | None = None
+    """A file of certificates (PEM): with https and wss they are trusted, and no other; None: those of the system."""
     secret: str | None = None
     command: Sequence[str] = ()
     """Prints a token on its standard output; `{user}` stands for the user's id."""
@@ -115,6 +119,11 @@ class Target:
         """The id of a user or a conversation as this server takes it; the same name has the same id in all runs."""
         return str(uuid.uuid5(uuid.NAMESPACE_URL, name)) if self.ids == "uuid" else name
 
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """How https and wss are spoken."""
+        return ssl.create_default_context(cafile=self.ca)
+
     @property
     def summary(self) -> dict[str, Any]:
         """What a report says of the target; no secrets."""
@@ -127,6 +136,8 @@ class Target:
             "websocket": [one.websocket + self.path for one in self.instances],
             "transport": self.transport,
             "unsupported": sorted(self.unsupported),
+            "ids": self.ids,
+            "token": "command" if self.secret is None else "secret",
             "directory": self.directory_loaded,
             "hooks": sorted(self.hooks),
         }
@@ -159,6 +170,21 @@ def _slack(top: _Table) -> float:
     return slack
 
 
+def _ca(top: _Table, folder: Path) -> str | None:
+    """The file of the certificates, from the folder of the target file, once it is seen to hold some."""
+    name = top.take("ca", str, None)
+    if name is None:
+        return None
+    path = folder / name
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError as error:
+        raise ValueError(f"ca: {path}: has no certificates in PEM") from error
+    except OSError as error:
+        raise ValueError(f"ca: {path}: {error.strerror}") from error
+    return str(path)
+
+
 def _target(file: str, raw: dict[str, Any]) -> Target:
     """Raises ValueError: what is wrong, with the field's name."""
     top = _Table("", raw)
@@ -174,6 +200,7 @@ def _target(file: str, raw: dict[str, Any]) -> Target:
         unsupported=frozenset(top.choices("unsupported", FEATURES)),
         ids=top.choice("ids", ["text", "uuid"], "text"),
         parallel=top.take("parallel", int, 40),
+        ca=_ca(top, Path(file).parent),
         path=connection.take("path", str, "/ws"),
         transport=connection.choice("transport", ["raw", "sockjs"], "raw"),
         secret=token.take("secret", str, None),

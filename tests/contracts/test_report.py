@@ -10,11 +10,14 @@ from xml.etree import ElementTree as ET
 import click
 import pytest
 
-from contracts import report
+from contracts import report, runner
+from contracts.cases import load_cases
+from contracts.clauses import load_clauses
 from contracts.html import to_html
 from contracts.junit import to_junit
-from contracts.model import Level
+from contracts.model import Class, Level, Outcome, Result
 from contracts.report import State
+from contracts.target import Instance, Target
 from tests.contracts.made_up import TRANSCRIPT, broken, clause, failed, not_run, passed, run, unsupported
 
 SHOULD = {"level": Level.SHOULD, "clauses": ["WATCH-02"]}
@@ -98,6 +101,25 @@ def test_the_first_line_says_how_many_of_the_cases_that_apply_were_chosen():
     root = ET.fromstring(to_junit(some))
     assert root.get("name") == "presence-contracts (partial: 1 of 2 cases chosen)"
     assert [one.get("value") for one in root.iter("property")] == ["1 of 2 cases chosen"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"secret": "s"},
+        {"command": ["make-token"]},
+        {"ids": "uuid"},
+        {"lease": 2.0, "policy": "contacts", "directory_loaded": True, "unsupported": frozenset({"limits"})},
+        {"conformance": Class.GUIDE, "hooks": {"stop-store": ["x"], "start-store": ["x"]}},
+    ],
+    ids=str,
+)
+def test_what_applies_is_what_the_runner_would_run(more):
+    target = Target(**{"file": "", "conformance": Class.FULL, "instances": [Instance("http://h", "ws://h")]} | more)
+    of = replace(run(), summary=target.summary)
+    cases = load_cases(load_clauses())
+    applying = {one.id for one in cases if report._applies(Result(one, Outcome.NOT_RUN), of)}
+    assert applying == {one.id for one in cases if runner._not_applying(one, target) is None}
 
 
 @pytest.mark.parametrize(

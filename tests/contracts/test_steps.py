@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -453,6 +454,37 @@ async def test_an_answer_that_drips_is_cut_off():
             await asyncio.get_running_loop().shutdown_default_executor()
 
 
+ANSWERS = {"get": "/x", "at-once": 3, "status": 429, "response": {"Retry-After": "1"}, "or-status": 200}
+
+
+@pytest.mark.parametrize(
+    ("answers", "step", "actual"),
+    [
+        ([200, 429, 429], {**ANSWERS, "at-least": 2}, None),
+        ([200, 200, 429], {**ANSWERS, "at-least": 2}, "1 had it, and 2 had 200"),
+        ([200, 429, 500], {**ANSWERS, "at-least": 1}, "status: 500"),
+        ([200, 429, 429], {**ANSWERS, "at-least": 1, "response": {"Retry-After": "2"}}, "header Retry-After"),
+        ([200, 200, 200], {"get": "/x", "at-once": 3}, None),
+        ([200, 200, 429], {"get": "/x", "at-once": 3}, "status: 429"),
+    ],
+)
+async def test_requests_are_sent_at_once_and_all_answers_judged(answers, step, actual):
+    left, together = list(answers), asyncio.Barrier(len(answers))
+
+    async def answer(socket: ServerConnection, _: object) -> Any:
+        # Nobody is answered before all have asked.
+        await together.wait()
+        made = socket.respond(HTTPStatus(left.pop()), "")
+        made.headers["Retry-After"] = "1"
+        return made
+
+    async with server(silent, process_request=answer) as port:
+        # At most one case at once: the requests have room all the same.
+        found = (await run(target(port, parallel=1), [case(step)], CLAUSES, probe=False)).results[0]
+    assert found.outcome is (Outcome.FAILED if actual else Outcome.PASSED), (found.actual, found.reason)
+    assert actual is None or actual in str(found.actual)
+
+
 async def test_ids_are_spelled_as_uuids_where_the_target_asks_for_it():
     told = story.Story(case({"wait": "0s"}), target(1, ids="uuid"), "run", 0.0)
     bob = told.user("bob")
@@ -484,12 +516,32 @@ def test_what_needs_other_ids_is_not_run_where_ids_are_uuids(step, runs):
     assert runner._not_applying(case(step), target(1)) is None
 
 
-async def test_a_case_that_overruns_names_the_step_that_took_longest(monkeypatch):
+@pytest.mark.parametrize(
+    "step", [{"beat": "ann"}, {"expect": "ann", "about": "bob", "online": True}, {"closed": "ann"}], ids=str
+)
+async def test_a_case_that_overruns_fails_and_names_the_step_that_took_longest(monkeypatch, step):
     monkeypatch.setattr(runner, "_LIMIT", 0.3)
     monkeypatch.setattr(runner, "_LIMIT_LEASES", 0)
-    found = await verdict(silent, {"wait": "0s"}, {"connect": "ann"})
-    assert (found.outcome, found.step) == (Outcome.ERROR, 2)
-    assert re.fullmatch(r"the case was not over after 0\.3 s: step 2 \(connect\) took 0\.\d s", str(found.reason))
+    async with server(answering()) as port:
+        steps = [{"wait": "0s"}, {"connect": "ann"}, step]
+        found = (await run(target(port, slack=0.1), [case(*steps)], CLAUSES, probe=False)).results[0]
+    assert (found.outcome, found.step, found.reason) == (Outcome.FAILED, 3, None)
+    assert found.expected == "answers that let the case end within 0.6 s"
+    assert re.fullmatch(rf"it did not: step 3 \({next(iter(step))}\) took 0\.\d s", str(found.actual))
+
+
+async def test_a_case_that_overruns_as_the_runner_was_held_up_is_an_error(monkeypatch):
+    async def busy(*_: object) -> None:
+        time.sleep(0.4)  # noqa: ASYNC251 (to hold up the loop is the point)
+        await asyncio.sleep(1)
+
+    monkeypatch.setattr(runner, "_LIMIT", 0.1)
+    monkeypatch.setattr(runner, "_LIMIT_LEASES", 0)
+    monkeypatch.setattr(runner, "_LATE", 0.2)
+    monkeypatch.setattr(runner, "take", busy)
+    found = (await run(target(1, slack=0.0), [case({"wait": "0s"})], CLAUSES, probe=False)).results[0]
+    assert (found.outcome, found.actual) == (Outcome.ERROR, None)
+    assert str(found.reason).startswith("the runner was held up, and the case not over after 0.1 s: step 1 (wait) took")
 
 
 async def test_the_time_of_the_targets_commands_is_not_the_cases(monkeypatch):

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import ssl
 import sys
 from contextlib import asynccontextmanager
 
@@ -17,11 +18,14 @@ import pytest
 from contracts import runner
 from contracts.cases import load_cases
 from contracts.clauses import load_clauses
+from contracts.faults import TargetUnusable
 from contracts.model import Class, Outcome
-from contracts.target import HOOKS, Instance, Target
+from contracts.target import HOOKS, Instance, Target, load_target
 from tests.contracts import verified
+from tests.contracts.far import far
 from tests.support.process import Process, free_port
 from tests.support.server import ROOT, SECRET, running
+from tests.support.tls_store import certify
 from tests.support.waiting import wait_until
 
 # Our server.
@@ -43,6 +47,37 @@ async def test_our_server_passes_every_case(tmp_path, capfd):
 def test_with_the_two_policies_no_case_is_left_out():
     of = {policy: {case.id for case in verified.cases_of(policy)} for policy in verified.POLICIES}
     assert of["anyone"] | of["contacts"] == {case.id for case in load_cases(load_clauses())}
+
+
+async def test_a_server_that_is_far_away_is_seen_to_keep_its_limits():
+    """A limit on ids refills while requests go one by one."""
+    clauses = load_clauses()
+    cases = [case for case in load_cases(clauses) if case.id in {"rest-too-many-ids", "stomp-limit-ids-user"}]
+    async with running() as server, far(server.port, 0.1) as port:
+        instance = Instance(f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}")
+        target = Target("far", Class.FULL, [instance], lease=10.0, slack=1.0, secret=SECRET)
+        results = (await runner.run(target, cases, clauses)).results
+    told = {one.case.id: (one.outcome, one.step, one.expected, one.actual) for one in results}
+    assert told == {case.id: (Outcome.PASSED, None, None, None) for case in cases}
+
+
+async def test_a_server_in_tls_is_verified_by_the_authority_that_the_target_names(tmp_path):
+    certify(tmp_path / "ca.crt", tmp_path / "server.crt", tmp_path / "server.key")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    clauses = load_clauses()
+    file = tmp_path / "target.toml"
+
+    async def ran(port: int, ca: str) -> list[Outcome]:
+        instances = f'{ca}\n[[instances]]\nhttp = "https://127.0.0.1:{port}"'
+        file.write_text(verified.TARGET.format(lease=10, policy="anyone", secret=SECRET, hooks="", instances=instances))
+        found = await runner.run(load_target(file), load_cases(clauses), clauses, only=["watch-both-edges"])
+        return [one.outcome for one in found.results if one.outcome is not Outcome.NOT_RUN]
+
+    async with running() as server, far(server.port, tls=tls) as port:
+        assert await ran(port, 'ca = "ca.crt"') == [Outcome.PASSED]
+        with pytest.raises(TargetUnusable, match=r"its certificate is not trusted: .*; see ca in the target file"):
+            await ran(port, "")
 
 
 # Servers that accept, and answer nothing.
