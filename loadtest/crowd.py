@@ -9,9 +9,10 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 
 from loadtest.engine import Connection, Engine
-from loadtest.ledger import Ledger
+from loadtest.ledger import EARLY, Ledger
 from loadtest.metrics import Metrics
 from loadtest.target import Target
 from loadtest.workload import Action
@@ -28,6 +29,12 @@ _IDS = 1000  # that one frame may name
 _SWEEP = 1.0  # s between two looks for connections that take too long
 _JSON = {"content-type": "application/json"}
 _HEARTBEAT = {"destination": "/app/heartbeat"}
+_OFFLINE = {
+    "lost": "PUSH offline-by-loss",
+    "expiry": "PUSH offline-by-expiry",
+    "drained": "PUSH offline-by-expiry",  # what a planned stop leaves of a lease has ended
+}
+"""Metric of a change to offline, by what made it; of any other, PUSH offline."""
 
 
 class Refused(Exception):
@@ -50,8 +57,8 @@ class Session:
     """One user of the crowd. Moments are `time.monotonic()` seconds; 0.0: not yet."""
 
     __slots__ = (
-        "beat_at", "beats_due", "conn", "intended", "muted", "number", "offline_as", "offline_at", "online_at", "tries",
-        "user", "visit", "wanted", "watch_from",
+        "beat_at", "beats_due", "conn", "intended", "lost_at", "muted", "number", "tries", "user", "visit", "wanted",
+        "watch_from",
     )  # fmt: skip
 
     def __init__(self, number: int, user: str) -> None:
@@ -65,17 +72,17 @@ class Session:
         self.muted = False
         """It is to be silent: signed off, or frozen by the scenario."""
         self.tries = 0
+        """Attempts to connect again, since it was connected last."""
         self.intended = 0.0
         """When it was to connect."""
+        self.lost_at = 0.0
+        """When it lost the connection that it is to have."""
         self.beat_at = 0.0
         """When the last beat was sent, or CONNECTED came: the lease counts from there."""
         self.beats_due: tuple[float, ...] = ()
         """When the beats whose receipts are awaited were intended; receipts come in the order of the beats."""
         self.watch_from = 0.0
-        self.online_at = 0.0
-        """When its last change to online was intended; `offline_at` likewise, and `offline_as` its metric."""
-        self.offline_at = 0.0
-        self.offline_as = "PUSH offline"
+        """When it asked for the watch that is not confirmed yet."""
 
     @property
     def is_open(self) -> bool:
@@ -86,11 +93,18 @@ class Session:
 class Crowd:
     """The users of one process; the handler of their connections.
 
+    What is timed, and from when:
+        `WS connect`, `STOMP CONNECTED`: from when the user was to come, however often it was refused since. One that
+        lost its connection is not the user's intention: each attempt counts from its own moment.
+        `STOMP back`: from the loss of a connection to the next CONNECTED, with all pauses and attempts between.
+        `PUSH ...`: from when the change that the notice is about was intended, or the lease ended.
+
     Args:
         users: Their ids.
         watches: For the number of a watcher, the numbers of those it watches.
         beat_receipts: Share of the heartbeats that ask for a receipt, 0 to 1.
         period: Longest time between two beats in s; when it may exceed the lease, users go offline in between.
+        late: Seconds in which all is to be answered.
         sheltered: The server is restarted by the scenario: that it closes with 1001 and then refuses connections is
             counted, but is no failure, and what a session cannot do meanwhile was not intended.
     """
@@ -107,6 +121,7 @@ class Crowd:
         addresses: Sequence[tuple[str, int]],
         beat_receipts: float = 0.1,
         period: float = 30.0,
+        late: float = 5.0,
         sheltered: bool = False,
         seed: int = 0,
     ) -> None:
@@ -118,12 +133,16 @@ class Crowd:
         self.by_user = {session.user: session for session in self.sessions}
         self.watches = watches
         self.counts: Counter[str] = Counter()
-        """`offered` and `made` actions; what went wrong, by cause."""
+        """What was done, and what went wrong, by cause. Among them the actions that were `offered`, those of them that
+        were `made`, and, apart, those that the server `prevented`: it refused the session or closed its connection.
+        `watches asked` and `beats unanswered` are those that the server had the time to answer.
+        """
         self.quiet = False
         """No more comings and goings; only heartbeats."""
         self._addresses = addresses
         self._receipts = beat_receipts
         self._risky = period >= target.lease
+        self._late = late
         self._sheltered = sheltered
         self._dice = random.Random(seed)
         self._beat = engine.prepare("SEND", _HEARTBEAT)
@@ -163,21 +182,25 @@ class Crowd:
                 self.leave(session, intended, self._dice.choices(("disconnect", "lost", "signed-off"), (7, 2, 1))[0])
 
     def connect(self, session: Session, intended: float) -> None:
-        """The user comes."""
-        self.counts["offered"] += 1
+        """The user comes. One whose last connect the server has not answered yet cannot."""
+        if not session.wanted:
+            session.lost_at, session.tries = 0.0, 0
         session.wanted, session.muted = True, False
         if session.conn is None:
+            self.counts["offered"] += 1
             self.counts["made"] += 1
             self._dial(session, intended)
+        elif not session.is_open:
+            self.counts["prevented"] += not self._sheltered
 
     def beat(self, session: Session, intended: float) -> None:
-        """The user says that it is there; one that should be and is not makes the beat count as not made."""
+        """The user says that it is there; one whom the server keeps away cannot."""
         if not session.wanted or session.muted:
             return
         conn = session.conn
         if conn is None or not conn.is_open:
-            # One that is still connecting has nothing to keep; one that lost its connection has.
-            self.counts["offered"] += conn is None and not self._sheltered
+            # One that connects for the first time has nothing to keep; one that was refused or lost its connection has.
+            self.counts["prevented"] += (conn is None or session.tries > 0) and not self._sheltered
             return
         self.counts["offered"] += 1
         self.counts["made"] += 1
@@ -188,10 +211,8 @@ class Crowd:
             conn.send_prepared(self._beat_with_receipt)
         else:
             conn.send_prepared(self._beat)
-        if not self.ledger.is_online(session.user):
-            session.online_at = intended
         session.beat_at = now
-        self.ledger.beat(session.user, str(session.visit), now)
+        self.ledger.beat(session.user, str(session.visit), now, intended)
         if self._risky:
             self._may_expire(session)
 
@@ -211,10 +232,9 @@ class Crowd:
             self.sign_off(session, intended)
         session.conn = conn.owner = None
         now = self.engine.now()
+        self._count_unanswered(session, now - self._late)
         self.ledger.watcher_gone(session.user, now)
-        if not session.muted:
-            self._went(session, intended, "PUSH offline-by-loss" if how == "lost" else "PUSH offline")
-        self.ledger.session_ended(session.user, str(session.visit), now, how)
+        self.ledger.session_ended(session.user, str(session.visit), now, how, intended)
         if how == "disconnect":
             conn.close()
         else:
@@ -227,9 +247,8 @@ class Crowd:
         self.counts["offered"] += 1
         self.counts["made"] += 1
         session.muted = True
-        self._went(session, intended, "PUSH offline")
         session.conn.send("SEND", {"destination": "/app/online-status", **_JSON}, '{"online": false}')
-        self.ledger.session_ended(session.user, str(session.visit), self.engine.now(), "signed-off")
+        self.ledger.session_ended(session.user, str(session.visit), self.engine.now(), "signed-off", intended)
 
     def sign_on(self, session: Session, intended: float) -> None:
         """The user says that it is online again."""
@@ -239,10 +258,9 @@ class Crowd:
         self.counts["made"] += 1
         session.muted = False
         session.visit += 1
-        session.online_at = intended
         session.beat_at = self.engine.now()
         session.conn.send("SEND", {"destination": "/app/online-status", **_JSON}, '{"online": true}')
-        self.ledger.session_opened(session.user, str(session.visit), session.beat_at)
+        self.ledger.session_opened(session.user, str(session.visit), session.beat_at, intended)
         if self._risky:
             self._may_expire(session)
 
@@ -262,14 +280,24 @@ class Crowd:
         if session.conn is not None and session.is_open:
             session.muted = True
             session.conn.freeze()
-            self.ledger.watcher_gone(session.user, self.engine.now())
+            now = self.engine.now()
+            self._count_unanswered(session, now - self._late)
+            self.ledger.watcher_gone(session.user, now)
 
-    def _went(self, session: Session, at: float, metric: str) -> None:
-        session.offline_at, session.offline_as = at, metric
+    def count_unanswered(self) -> None:
+        """Counts what has been without an answer for too long; to be called once, at the end."""
+        before = self.engine.now() - self._late
+        for session in self.sessions:
+            self._count_unanswered(session, before)
+
+    def _count_unanswered(self, session: Session, before: float) -> None:
+        """Counts what was asked before a moment and not answered; no more of it is awaited."""
+        self.counts["beats unanswered"] += sum(due <= before for due in session.beats_due)
+        self.counts["watches asked"] += 0.0 < session.watch_from <= before
+        session.beats_due, session.watch_from = (), 0.0
 
     def _may_expire(self, session: Session) -> None:
         end = session.beat_at + self.target.lease
-        self._went(session, end, "PUSH offline-by-expiry")
         self.ledger.session_ended(session.user, str(session.visit), end, "expiry")
 
     # Connecting.
@@ -278,7 +306,7 @@ class Crowd:
         if session.conn is not None or not session.wanted or self.quiet:
             return
         self.counts["connects"] += 1
-        session.intended = session.online_at = intended
+        session.intended = intended
         number = session.number % len(self._addresses)
         path = self.target.instances[number].path
         token = self.target.token(session.user)
@@ -299,7 +327,10 @@ class Crowd:
         when = at + self._dice.uniform(0.0, min(LONGEST_PAUSE, 2.0**session.tries))
         session.tries += 1
         self.counts["reconnects"] += 1
-        self.engine.at(when, self._dial, session, when)
+        self.engine.at(when, self._retry, session, when)
+
+    def _retry(self, session: Session, when: float) -> None:
+        self._dial(session, when if session.lost_at else session.intended)
 
     def _sweep(self) -> None:
         now = self.engine.now()
@@ -325,18 +356,21 @@ class Crowd:
         session: Session = conn.owner
         session.visit += 1
         session.tries = 0
-        session.beat_at, session.beats_due = at, ()
+        session.beat_at = at
         self.counts["connected"] += 1
-        self.ledger.session_opened(session.user, str(session.visit), at)
+        self.ledger.session_opened(session.user, str(session.visit), at, session.intended)
         self.metrics.record("WS connect", conn.upgraded_at - session.intended)
         self.metrics.record("STOMP CONNECTED", at - session.intended)
+        if session.lost_at:
+            self.metrics.record("STOMP back", at - session.lost_at)
+            session.lost_at = 0.0
         if not session.wanted:
             return self.leave(session, at)
         if self._risky:
             self._may_expire(session)
         conn.send_prepared(self._subscribe)
         friends = [self.sessions[number].user for number in self.watches.get(session.number, ())]
-        session.watch_from = at
+        session.watch_from = at if friends else 0.0
         for start in range(0, len(friends), _IDS):
             last = start + _IDS >= len(friends)
             headers = {"destination": "/app/presence.subscribe", **_JSON} | ({"receipt": "w"} if last else {})
@@ -353,7 +387,11 @@ class Crowd:
                 session.beats_due = tuple(later)
                 self.metrics.record("STOMP heartbeat", at - due)
         elif receipt_id == "w":
-            self.metrics.record("STOMP watch", at - session.watch_from)
+            if session.watch_from:
+                self.counts["watches asked"] += 1
+                self.counts["watches confirmed"] += 1
+                self.metrics.record("STOMP watch", at - session.watch_from)
+                session.watch_from = 0.0
             for number in self.watches[session.number]:
                 self.ledger.watching(session.user, self.sessions[number].user, at)
 
@@ -364,19 +402,19 @@ class Crowd:
         notice = json.loads(body)
         user, online, snapshot = notice["userId"], notice["online"], "snapshot" in notice
         self.counts["messages"] += 1
-        self.ledger.told(session.user, user, online, notice["version"], snapshot, at)
-        of = None if snapshot else self.by_user.get(user)
-        if of is None:
+        edge = self.ledger.told(session.user, user, online, notice["version"], snapshot, at)
+        if edge is None:
             return
-        since, name = (of.online_at, "PUSH online") if online else (of.offline_at, of.offline_as)
-        # One that contradicts the truth is the ledger's affair; it would be timed from a change of long ago.
-        took = at - since
-        if since > at and name == "PUSH offline-by-expiry":
-            if took < -ROUNDED:
-                return  # told of the lease before: a beat came too late for it, and has begun another
-            took = 0.0
-        if since and (took < self.target.lease or self.ledger.is_online(user) == online):
-            self.metrics.record(name, took, length=len(body))
+        if edge.how != EARLY:
+            name = "PUSH online" if online else _OFFLINE.get(edge.how, "PUSH offline")
+            self.metrics.record(name, at - edge.intended, length=len(body))
+        elif (of := self.by_user.get(user)) is None:
+            return
+        elif online and of.conn in self._dialling:
+            # The watcher reads of it before the user itself reads CONNECTED.
+            self.metrics.record("PUSH online", at - of.intended, length=len(body))
+        elif not online and 0.0 <= of.beat_at + self.target.lease - at <= ROUNDED:
+            self.metrics.record("PUSH offline-by-expiry", 0.0, length=len(body))
 
     def on_error(self, conn: Connection, message: str, at: float) -> None:
         self.counts[f"ERROR: {message}"] += 1
@@ -390,17 +428,19 @@ class Crowd:
         user, visit = session.user, str(session.visit)
         self.counts[f"closed: {code_or_reason}"] += 1
         self.ledger.watcher_gone(user, at)
+        planned = self._sheltered and code_or_reason == "1001"
+        self._count_unanswered(session, -inf if planned else inf)
         if code_or_reason == "1001":
             self.ledger.session_ended(user, visit, min(at + DRAIN, session.beat_at + self.target.lease), "drained")
         elif code_or_reason.isdigit():
-            self._went(session, at, "PUSH offline-by-loss")
             self.ledger.session_ended(user, visit, at, "lost")
         else:
             # The server was killed, as far as one can see from here: then it is the lease that ends the session.
             self._may_expire(session)
-        if not (self._sheltered and code_or_reason == "1001"):
+        if not planned:
             self.metrics.failed("STOMP session", Closed(code_or_reason))
         session.muted = False
+        session.lost_at = at
         self._redial(session, at)
 
     def on_refused(self, conn: Connection, reason: str, at: float) -> None:

@@ -58,6 +58,8 @@ class FleetUser(User):
     """Share of the sessions that a disturbance takes."""
     every: ClassVar[float] = 30.0
     """Seconds between two disturbances."""
+    ramps: ClassVar[float] = 1.0
+    """How long the crowd takes to connect, against `--sessions` at `--connect-rate`."""
     sheltered: ClassVar[bool] = False
     """The scenario restarts the server: that is no failure."""
 
@@ -126,7 +128,7 @@ class FleetUser(User):
     @property
     def ramp(self) -> float:
         """Seconds in which the crowd connects."""
-        return float(self.options.sessions / self.options.connect_rate)
+        return float(self.ramps * self.options.sessions / self.options.connect_rate)
 
     def setting(self, name: str) -> float:
         """An option that the scenario has a default for."""
@@ -214,6 +216,7 @@ class FleetUser(User):
             addresses=addresses,
             beat_receipts=self.options.beat_receipts,
             period=period * (1 + self.options.jitter),
+            late=self.options.late,
             sheltered=self.sheltered,
             seed=self.seed,
         )
@@ -224,10 +227,16 @@ class FleetUser(User):
 
     @task
     def live(self) -> None:
-        """Runs the script."""
-        self._script = gevent.spawn(self.script)
+        """Runs the script, once: Locust would begin it again, and so double the load."""
+        self._script = gevent.spawn(self._play)
         self._script.get()
         self.wait_for_ever()
+
+    def _play(self) -> None:
+        try:
+            self.script()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the run says so)
+            self.recording.fail(f"The script of {type(self).__name__.lower()} ended early: {error!r}.")
 
     def on_stop(self) -> None:
         if self._script is not None:
@@ -238,12 +247,16 @@ class FleetUser(User):
 
     def settle(self) -> None:
         self.crowd.quiet = True
+        # What is asked until now is to be answered by then; the recording waits a little longer.
+        engine = self.crowd.engine
+        engine.at(engine.now() + self.options.late, self.crowd.count_unanswered)
         if self._script is not None:
             with suppress(Exception):
                 self._script.kill()
 
     def take(self) -> tuple[LedgerResult, Counter[str]]:
         counts = self.crowd.counts.copy()
+        counts["engine errors"] = self.crowd.engine.errors
         new, self._told = counts - self._told, counts
         # Also at the end: leases that have just ended are not late yet, and so nothing can be said of them.
         return self.ledger.take(self.crowd.engine.now()), new

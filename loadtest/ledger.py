@@ -26,6 +26,8 @@ _EARLY_OFFLINE = 1.0
 answer to the CONNECT may wait behind others while the watchers have long been told."""
 _UNDER_WAY = 1.0
 """Seconds that notices of several quick changes may be under way when a watch is confirmed."""
+EARLY = "early"
+"""The kind of an edge that a notice told before the harness itself knew of it."""
 _LOG = 64
 """Edges of one user that are kept before those that nobody waits for are dropped."""
 
@@ -77,10 +79,16 @@ class LedgerResult:
         return cls(**{**data, "notice": notice})
 
 
-class _Edge(NamedTuple):
+class Edge(NamedTuple):
+    """A change of a user's status."""
+
     at: float
+    """When it was made, as far as the harness knows; s."""
     online: bool
     how: str
+    """What made it: a kind of `LedgerResult.notice`, `signed-off`, or `EARLY`."""
+    intended: float
+    """When it was to be made: latencies of an open schedule count from there; s."""
 
 
 class _Pair(NamedTuple):
@@ -94,6 +102,8 @@ class _Pair(NamedTuple):
     """From when a wrong state counts, when it is wrong already; s."""
     early: bool = False
     """The state is ahead of the truth: an edge must follow soon, or it was none."""
+    owed: bool = False
+    """The last edge was judged missing: what says it after all is late."""
 
 
 class _User:
@@ -103,7 +113,7 @@ class _User:
         self.sessions: dict[str, float | None] = {}
         """Session to the end of its lease, where that is known; s. One that is past may still be revived."""
         self.heard = False
-        self.edges: list[_Edge] = []
+        self.edges: list[Edge] = []
         self.base = 0
         """Number of the first edge that is kept."""
         self.watchers: dict[str, _Pair] = {}
@@ -144,14 +154,18 @@ class Ledger:
 
     # The truth.
 
-    def session_opened(self, user: str, session: str, at: float) -> None:
-        """CONNECTED was read, or a session that had signed off says it is online again."""
+    def session_opened(self, user: str, session: str, at: float, intended: float | None = None) -> None:
+        """CONNECTED was read, or a session that had signed off says it is online again.
+
+        Args:
+            intended: When it was to be, if not `at`; likewise below.
+        """
         self._pass_to(at)
         record = self._user(user)
         record.sessions[session] = None
-        self._edge(user, record, at, "connect")
+        self._edge(user, record, at, "connect", intended)
 
-    def session_ended(self, user: str, session: str, at: float, how: str) -> None:
+    def session_ended(self, user: str, session: str, at: float, how: str, intended: float | None = None) -> None:
         """The session is over.
 
         Args:
@@ -170,16 +184,16 @@ class Ledger:
             heapq.heappush(self._ends, (at, user, session, how))
         else:
             del record.sessions[session]
-            self._edge(user, record, at, how)
+            self._edge(user, record, at, how, intended)
 
-    def beat(self, user: str, session: str, at: float) -> None:
+    def beat(self, user: str, session: str, at: float, intended: float | None = None) -> None:
         """A heartbeat was sent. It keeps a lease, or revives the session when the lease is over."""
         self._pass_to(at)
         record = self._user(user)
         if record.sessions.get(session) is None:
             return  # nothing of this lease's end is known; or the session has ended for good
         record.sessions[session] = None
-        self._edge(user, record, at, "revived")
+        self._edge(user, record, at, "revived", intended)
 
     def amnesty(self, until: float) -> None:
         """No lease ends before `until`: after a planned stop, or when the store was away, all have time to return."""
@@ -233,8 +247,14 @@ class Ledger:
         for user in self._watched.pop(watcher, ()):
             self._drop(watcher, user, at)
 
-    def told(self, watcher: str, user: str, online: bool, version: int, snapshot: bool, at: float) -> None:
-        """A MESSAGE came; snapshots are told here too, also those before the receipt of the watch."""
+    def told(self, watcher: str, user: str, online: bool, version: int, snapshot: bool, at: float) -> Edge | None:
+        """A MESSAGE came; snapshots are told here too, also those before the receipt of the watch.
+
+        Returns:
+            The edge that the notice was about: the oldest it may be that is not late; one of kind `EARLY` when the
+            harness does not know of it yet. None when it was about none (a duplicate, a state that was not so, one that
+            was put right), or is a snapshot.
+        """
         self._pass_to(at)
         record = self._user(user)
         pair = record.watchers.get(watcher)
@@ -243,9 +263,10 @@ class Ledger:
             if not snapshot and (known is None or known[0] == online):
                 self._result.unexpected += known is None
                 self._result.duplicated += known is not None
-                return
+                return None
             self._snapshots.setdefault(watcher, {})[user] = (online, version)
-            return
+            # What changed between the snapshot and the receipt is not due yet: of it nothing is known.
+            return None
         if version <= pair.version and not (snapshot and version == 0 < pair.version):
             if version < pair.version:
                 self._result.out_of_order += 1
@@ -253,17 +274,23 @@ class Ledger:
                 self._result.unexpected += 1
             else:
                 self._result.duplicated += not snapshot
-            return
+            return None
         self._unsettled.add(user)
         pair = self._resolved(record, pair, at, inf)
         self._count_wrong(record, pair, at)
-        # Changes from before the last word that took each other back: what did not come soon after it will not come.
+        # Changes from before the last word that soon took each other back: what did not come soon after it will not
+        # come. Of slower ones it may: then the server is behind.
         n = pair.next
-        while n + 1 < record.end and record.edges[n + 1 - record.base].at < pair.since < at - _UNDER_WAY:
+        while n + 1 < record.end and pair.since < at - _UNDER_WAY:
+            edge, opposite = record.edges[n - record.base : n + 2 - record.base]
+            if opposite.at >= min(pair.since, edge.at + _UNDER_WAY):
+                break
             n += 2
         self._judge(record, pair, n)
         pair = pair._replace(next=n)
-        record.keep(watcher, self._after(record, pair, online, version, snapshot, at))
+        pair, about = self._after(record, pair, online, version, snapshot, at)
+        record.keep(watcher, pair)
+        return None if snapshot else about
 
     # The result.
 
@@ -295,7 +322,9 @@ class Ledger:
             if settled.next < record.end or settled.online != record.heard:
                 self._unsettled.add(user)
         done = min((pair.next for pair in record.watchers.values()), default=record.end)
-        # What is young stays: notices of it may be under way to someone whose watch is confirmed only now.
+        # The last one stays, for who is told of it after all. What is young stays: notices of it may be under way to
+        # someone whose watch is confirmed only now.
+        done = min(done, record.end - 1)
         while done > record.base and record.edges[done - 1 - record.base].at > at - self._late:
             done -= 1
         if done > record.base:
@@ -326,26 +355,32 @@ class Ledger:
             if edge.online != pair.online and opposite.at - edge.at <= self._late:
                 upto -= 1  # the two are judged together
         self._judge(record, pair, upto)
-        return pair._replace(next=upto, since=at)
+        return pair._replace(next=upto, since=at, owed=pair.owed or pair.next < upto)
 
-    def _after(self, record: _User, pair: _Pair, online: bool, version: int, snapshot: bool, at: float) -> _Pair:
-        """The pair after a state with a new version was told: which edge is it?"""
+    def _after(
+        self, record: _User, pair: _Pair, online: bool, version: int, snapshot: bool, at: float
+    ) -> tuple[_Pair, Edge | None]:
+        """The pair after a state with a new version was told, and the edge that it is about, if any."""
         same = [n for n in range(pair.next, record.end) if record.edges[n - record.base].online == online]
         if same:
             # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order.
             n = next((n for n in same if at - record.edges[n - record.base].at <= self._late), same[0])
             self._judge(record, pair, n)
-            self._receive(record.edges[n - record.base], at)
-            return _Pair(n + 1, online, version, at)
+            edge = record.edges[n - record.base]
+            self._receive(edge, at)
+            return _Pair(n + 1, online, version, at), edge
         if online == pair.online and (snapshot or (online == record.heard and pair.next == record.end)):
             self._result.duplicated += not snapshot
-            return pair._replace(version=version, since=at)
+            return pair._replace(version=version, since=at), None
         # Edges that led away from the state just told were passed over, or this state is false.
         self._judge(record, pair, record.end)
         if online == record.heard:
             self._result.late += not snapshot
-            return _Pair(record.end, online, version)
-        return _Pair(record.end, online, version, at, early=True)
+            about = record.edges[-1] if pair.owed and record.edges else None
+            if about is not None and not snapshot:
+                self._time(about, at)
+            return _Pair(record.end, online, version), about
+        return _Pair(record.end, online, version, at, early=True), Edge(at, online, EARLY, at)
 
     def _resolved(self, record: _User, pair: _Pair, at: float, before: float) -> _Pair:
         """The pair once it is known whether an early notice had its edge; what is younger than `before` can wait."""
@@ -376,10 +411,13 @@ class Ledger:
                 self._result.missing += 1
             self._result.expected += 1
 
-    def _receive(self, edge: _Edge, at: float) -> None:
+    def _receive(self, edge: Edge, at: float) -> None:
         self._result.expected += 1
         self._result.received += 1
         self._result.late += at - edge.at > self._late
+        self._time(edge, at)
+
+    def _time(self, edge: Edge, at: float) -> None:
         kind = _KINDS.get(edge.how, edge.how)
         histogram = self._result.notice.get(kind)
         if histogram is None:
@@ -409,12 +447,12 @@ class Ledger:
         if pair is not None and (pair.next < record.end or pair.online != record.heard):
             self._settled(record, pair, at, at - self._late)
 
-    def _edge(self, user: str, record: _User, at: float, how: str) -> None:
+    def _edge(self, user: str, record: _User, at: float, how: str, intended: float | None = None) -> None:
         online = any(end is None or end > at for end in record.sessions.values())
         if online == record.heard:
             return
         record.heard = online
-        record.edges.append(_Edge(at, online, how))
+        record.edges.append(Edge(at, online, how, at if intended is None else intended))
         record.end += 1
         self._unsettled.add(user)
         if len(record.edges) >= _LOG:

@@ -45,7 +45,12 @@ OPTIONS = (
     _Option("friends", "Friends of a user on average; each session watches its friends.", _above(0, float), 20.0),
     _Option("most", "Friends of a user at most.", _above(1, int), 500),
     _Option("watchers", "Share of the sessions that watch their friends, 0 to 1.", _above(0, float), 1.0),
-    _Option("connect-rate", "Connects a second, over all processes.", _above(0.1, float), 200.0),
+    _Option(
+        "connect-rate",
+        "Connects a second, over all processes; of a rate that rises, the highest.",
+        _above(0.1, float),
+        200.0,
+    ),
     _Option("stay", "Mean seconds for which a session stays before it leaves; 0: for ever.", _above(0, float)),
     _Option("away", "Mean seconds until a session that left is back.", _above(0, float)),
     _Option("share", "Share of the sessions that the scenario's disturbance takes, 0 to 1.", _above(0, float)),

@@ -35,6 +35,18 @@ class ProbeError(Exception):
     """What was to come has not come; one line."""
 
 
+def is_online(answer: Any) -> bool:
+    """The state in REST's answer about one user.
+
+    Raises:
+        ProbeError: there is none in it.
+    """
+    online = answer.get("isOnline") if isinstance(answer, dict) else None
+    if not isinstance(online, bool):
+        raise ProbeError("an answer of the wrong shape")
+    return online
+
+
 class StompClient:
     """One STOMP session over a blocking socket. Use it as a context manager: with the context the socket is closed."""
 
@@ -163,6 +175,8 @@ class RestClient:
         self._base = urlsplit(instance.http)
         self._limit = limit
         self._connection: http.client.HTTPConnection | None = None
+        self.sent = 0
+        """Requests that went out, whatever was answered."""
 
     def request(self, method: str, path: str, token: str, body: object = None) -> Any:
         """The JSON of the answer.
@@ -178,6 +192,7 @@ class RestClient:
         try:
             text = None if body is None else json.dumps(body)
             self._connection.request(method, self._base.path + path, text, headers)
+            self.sent += 1
             answer = self._connection.getresponse()
             said = answer.read()
         except (OSError, http.client.HTTPException):
@@ -244,7 +259,7 @@ class ProbeUser(User):
             answer = rest.request("GET", f"/api/presence/check/{user}", self._target.token(user))
         finally:
             rest.close()
-        if answer["isOnline"] is not True:
+        if not is_online(answer):
             raise ProbeError("REST says offline of one who is online")
 
     def _timed(self, name: str, call: Callable[[], object], since: float | None = None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import gevent  # type: ignore[import-untyped]
 
 from loadtest.fleet import FleetUser
-from loadtest.probe import ProbeUser, RestClient, timed
+from loadtest.probe import ProbeError, ProbeUser, RestClient, is_online, timed
 from loadtest.workload import arrivals
 
 __all__ = ["ProbeUser", "Rest"]
@@ -30,7 +30,6 @@ class Rest(FleetUser):
         rate = self.options.rest_rate / self.processes
         for at in arrivals(rate, 0.0, math.inf, dice=random.Random(self.seed)):
             gevent.sleep(max(0.0, start + at - self.crowd.engine.now()))
-            self.crowd.counts["offered"] += 1
             # A greenlet for each: a slow answer holds up no later request.
             gevent.spawn(self._ask, start + at)
         self.wait_for_ever()
@@ -38,15 +37,20 @@ class Rest(FleetUser):
     def _ask(self, intended: float) -> None:
         kind = self.dice.choices(("friends", "batch", "check"), (5, 3, 2))[0]
         client = self._idle.pop(0) if self._idle else RestClient(self.dice.choice(self.crowd.target.instances))
-        self.crowd.counts["made"] += 1
+        sent = client.sent
         timed(self.recording.metrics, f"REST {kind}", lambda: self._compare(client, kind), intended)
+        if client.sent > sent:
+            self.crowd.counts["offered"] += 1
+            self.crowd.counts["made"] += 1
+        else:
+            self.crowd.counts["prevented"] += 1
         self._idle.append(client)
 
     def _compare(self, client: RestClient, kind: str) -> None:
         users = [session.user for session in self.dice.sample(self.crowd.sessions, min(_BATCH, self.size))]
         token = self.crowd.target.token(users[0])
         asked = self.crowd.engine.now()
-        answer: dict[str, Any]
+        answer: Any
         if kind == "batch":
             answer = client.request("POST", "/api/presence/batch", token, users)
         elif kind == "friends":
@@ -54,6 +58,9 @@ class Rest(FleetUser):
         else:
             answer = {users[0]: client.request("GET", f"/api/presence/check/{users[0]}", token)}
         at = self.crowd.engine.now()
+        if not isinstance(answer, dict):
+            raise ProbeError("an answer of the wrong shape")
         for user, said in answer.items():
+            online = is_online(said)
             if user in self.crowd.by_user:
-                self.ledger.checked(user, said["isOnline"], asked, at)
+                self.ledger.checked(user, online, asked, at)

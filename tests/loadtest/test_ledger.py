@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.ledger import Ledger, LedgerResult
+from loadtest.ledger import EARLY, Edge, Ledger, LedgerResult
 from loadtest.metrics import Histogram
 
 LEASE = 60.0
@@ -649,3 +649,72 @@ def test_two_changes_that_cancel_are_judged_together(ledger):
     ledger.session_opened("u", "s", 11.0)
     ledger.watcher_gone("w", 15.5)
     assert faults(ledger.close(20.0)) == {}
+
+
+# What a notice was about.
+
+
+def test_a_notice_is_about_its_edge_and_when_that_was_intended(ledger):
+    ledger.session_ended("u", "s", 10.0, "signed-off", 9.5)
+    assert ledger.told("w", "u", False, 2, False, 10.1) == Edge(10.0, False, "signed-off", 9.5)
+    ledger.session_opened("u", "s", 20.0, 19.0)
+    assert ledger.told("w", "u", True, 3, False, 20.1) == Edge(20.0, True, "connect", 19.0)
+    ledger.session_ended("u", "s", 40.0, "expiry")
+    assert ledger.told("w", "u", False, 4, False, 40.1) == Edge(40.0, False, "expiry", 40.0)
+    ledger.beat("u", "s", 50.0, 49.9)
+    assert ledger.told("w", "u", True, 5, False, 50.1) == Edge(50.0, True, "revived", 49.9)
+
+
+def test_a_notice_before_its_edge_is_early(ledger):
+    ledger.session_ended("u", "s", 10.0, "lost")
+    ledger.told("w", "u", False, 2, False, 10.1)
+    assert ledger.told("w", "u", True, 3, False, 20.0) == Edge(20.0, True, EARLY, 20.0)
+    ledger.session_opened("u", "s", 20.1)
+    assert ledger.close(30.0).received == 2
+
+
+def test_what_is_no_news_is_about_no_edge(ledger):
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    assert ledger.told("w", "u", False, 5, True, 10.1) is None, "a snapshot"
+    assert ledger.told("w", "u", False, 5, False, 10.2) is None, "known"
+    assert ledger.told("w", "u", False, 6, False, 10.3) is None, "no turn"
+    assert ledger.told("w", "u", True, 4, False, 10.4) is None, "of long ago"
+    assert ledger.told("x", "u", True, 4, False, 10.5) is None, "nobody's"
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_what_puts_a_lie_right_is_about_no_edge(ledger, settled):
+    ledger.session_ended("u", "s", 5.0, "disconnect")
+    ledger.told("w", "u", False, 2, False, 5.1)
+    ledger.told("w", "u", True, 3, False, 20.0)
+    if settled:
+        assert ledger.take(30.0).unexpected == 1
+    assert ledger.told("w", "u", False, 4, False, 31.0) is None
+
+
+def test_a_notice_given_up_is_about_its_edge_and_timed_in_full(ledger):
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    assert ledger.take(16.0).missing == 1
+    assert ledger.told("w", "u", False, 2, False, 17.0) == Edge(10.0, False, "disconnect", 10.0)
+    result = ledger.close(30.0)
+    assert faults(result) == {"late": 1}
+    assert result.notice["disconnect"].max() == pytest.approx(7000, rel=1e-3)
+
+
+@pytest.mark.parametrize(("every", "behind"), [(0.5, 3.0), (2.0, 3.0), (2.0, 4.5), (3.0, 4.9)])
+def test_of_a_server_that_is_behind_each_notice_is_about_its_own_edge(ledger, every, behind):
+    changes = [(10.0 + n * every, n % 2 == 1) for n in range(20)]
+    calls = [(at, False, n) for n, (at, _) in enumerate(changes)]
+    calls += [(at + behind, True, n) for n, (at, _) in enumerate(changes)]
+    for at, is_notice, n in sorted(calls):
+        made, online = changes[n]
+        if is_notice:
+            assert ledger.told("w", "u", online, 2 + n, False, at) == Edge(
+                made, online, "connect" if online else "lost", made
+            )
+        elif online:
+            ledger.session_opened("u", "s", at)
+        else:
+            ledger.session_ended("u", "s", at, "lost")
+    result = ledger.close(100.0)
+    assert (result.received, faults(result)) == (20, {})

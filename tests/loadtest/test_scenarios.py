@@ -47,9 +47,15 @@ def server(server_loop):
 
 @asynccontextmanager
 async def locust(scenario, *options, host, log, secret=SECRET, lease=LEASE):
-    """The command at work; what it says goes to the file `log`."""
+    """The command at work; what it says goes to the file `log`.
+
+    Args:
+        scenario: names of scenarios, separated by commas, or the path of a locustfile.
+    """
     env = os.environ | {"PYTHONPATH": str(ROOT), "LOADTEST_SECRET": secret, "LOADTEST_LEASE": str(lease)}
-    files = ",".join(f"loadtest/scenarios/{name}.py" for name in scenario.split(","))
+    files = scenario
+    if not isinstance(scenario, Path):
+        files = ",".join(f"loadtest/scenarios/{name}.py" for name in scenario.split(","))
     command = [LOCUST, "-f", files, "--host", host, *COMMON, *options]
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
@@ -129,7 +135,7 @@ async def test_a_planned_restart_of_the_server_goes_unnoticed(tmp_path):
     try:
         await server.start().ready()
         data, log = tmp_path / "run.json", tmp_path / "log"
-        options = ("--headless", "--sessions", SESSIONS, "--run-time", 12, "--run-json", data)
+        options = ("--headless", "--sessions", SESSIONS, "--run-time", 12, "--every", 1, "--run-json", data)
         async with locust("rolling", *options, host=server.http, log=log, lease=8) as process:
             await wait_until(lambda: "restarted from outside, now" in log.read_text(), 20, what="the phase")
             await server.restart()
@@ -139,9 +145,103 @@ async def test_a_planned_restart_of_the_server_goes_unnoticed(tmp_path):
         assert run.workload["counts"]["closed: 1001"] == SESSIONS
         assert "PUSH offline" not in run.steps[0].metrics
         assert run.series["sessions"][-1][1] == SESSIONS
+        assert recorded(run.steps[0])["STOMP back"] == SESSIONS
+        assert (run.steps[0].counts["planned_restarts"], run.faults) == (1, [])
+        assert "hold after the restart" in {phase.name for phase in run.phases}
         await server.finish()
     finally:
         server.close()
+
+
+NO_RESTART = "The server was not restarted: it closed no connection."
+
+
+@pytest.mark.parametrize(
+    ("restart", "planned", "faults"),
+    [
+        ((), 0, [NO_RESTART]),
+        (("--restart", "true"), 1, [NO_RESTART]),
+        (
+            ("--restart", "false"),
+            0,
+            ["--restart failed: Command '['false']' returned non-zero exit status 1.", NO_RESTART],
+        ),
+    ],
+)
+async def test_a_restart_that_did_not_happen_is_a_fault(restart, planned, faults, server, tmp_path):
+    _, said, run = await to_end("rolling", *restart, server=server, folder=tmp_path)
+    assert run is not None, said
+    assert run.faults == faults
+    assert run.steps[0].counts["planned_restarts"] == planned
+
+
+BROKEN_SCRIPT = """
+from loadtest.fleet import FleetUser
+
+
+class Broken(FleetUser):
+    def script(self):
+        self.arrive()
+        raise RuntimeError("on purpose")
+"""
+
+
+async def test_a_script_that_raises_is_a_fault_and_is_not_run_again(server, tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN_SCRIPT)
+    _, said, run = await to_end(file, server=server, folder=tmp_path)
+    assert run is not None, said
+    assert run.faults == ["The script of broken ended early: RuntimeError('on purpose')."]
+    assert run.workload["counts"]["connects"] == SESSIONS
+    assert "Traceback" not in said
+
+
+RAISING_TIMER = """
+from loadtest.fleet import FleetUser
+
+
+class Raising(FleetUser):
+    def script(self):
+        self.arrive()
+        self.crowd.engine.at(self.crowd.engine.now(), {}.pop, "nothing")
+        self.wait_for_ever()
+"""
+
+
+async def test_what_the_harness_itself_did_wrong_is_counted(server, tmp_path):
+    file = tmp_path / "raising.py"
+    file.write_text(RAISING_TIMER)
+    _, said, run = await to_end(file, server=server, folder=tmp_path)
+    assert run is not None, said
+    assert run.steps[0].counts["harness_errors"] == 1
+
+
+ANSWERS = """
+import itertools
+from loadtest.probe import RestClient
+from loadtest.scenarios.rest import Rest
+
+answers = itertools.cycle(([], {"isOnline": 1}, {"u": []}, None))
+
+
+def request(self, *_):
+    self.sent += 1
+    return next(answers)
+
+
+RestClient.request = request
+"""
+
+
+async def test_a_rest_answer_of_the_wrong_shape_is_a_failure(server, tmp_path):
+    file = tmp_path / "answers.py"
+    file.write_text(ANSWERS)
+    _, said, run = await to_end(file, "--rest-rate", 50, server=server, folder=tmp_path)
+    assert run is not None, said
+    kinds = {f"REST {kind}" for kind in ("friends", "batch", "check")}
+    assert {f"{kind}: ProbeError" for kind in kinds} <= run.steps[0].errors.keys()
+    assert not kinds & recorded(run.steps[0]).keys()
+    assert "Traceback" not in said
 
 
 async def test_a_frozen_server_shows_in_the_percentiles(server, tmp_path):
