@@ -167,7 +167,6 @@ def joined(title: str, runs: Sequence[Run]) -> Run:
         if configured:
             whole.workload["seconds"] = shift + configured
         whole.faults += run.faults
-        whole.harness.setdefault("workers", []).extend(run.harness.get("workers", []))
     return whole
 
 

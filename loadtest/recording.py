@@ -225,7 +225,8 @@ class Recording:
         total, options = self._total, self.options
         ended = time.time()
         series, phases = total.series(self._started), total.phases(self._started, ended)
-        whole, counts = total.whole(), total.whole().counts
+        whole = total.whole()
+        counts = whole.counts
         # No load is held while the sessions come, and none is offered while the last notices do. Notices that come in
         # the drain are of changes before it: without them the slowest would be missing.
         ramp = total.parts.get(RAMP, Part()) if any(phase.name not in {RAMP, DRAIN} for phase in phases) else Part()

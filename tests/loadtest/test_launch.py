@@ -115,6 +115,15 @@ def test_several_runs_are_one_on_one_axis_of_time():
     assert whole.workload["seconds"] == 70.5
 
 
+def test_runs_in_turn_are_no_workers_that_stopped_together():
+    runs = [one_step(), one_step(started="2026-03-02T09:01:00Z")]
+    for run in runs:
+        run.harness["workers"] = [{"wanted": 100, "connected": 99}]
+    whole = launch.joined("two", runs)
+    verdict.judge(whole, "p99<250ms, lost=0")
+    assert verdict.exit_code(whole) == 0, whole.validity
+
+
 def test_to_join_changes_none_of_them():
     first = one_step()
     launch.joined("two", [first, one_step(started="2026-03-02T09:01:00Z")])
