@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mappi
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib import resources
+from itertools import compress
 from typing import Any
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -26,6 +27,7 @@ from presence.ports import Reading, StoreUnavailable, Sweep
 log = logging.getLogger(__name__)
 
 PAGE = 500  # users, sessions or changes to a call
+PIPED = 100  # commands to a call: to write them and to read their answers takes the loop some ms
 SWEEP_LIMIT = 500  # sessions ended by one call: 50,000 at one go would block Redis for 0.6 s
 SWEEP_ENOUGH_MS = 50  # another instance's sweep within this time is as good as ours
 FOLLOW_BLOCK_MS = 500  # a reader looks this often whether the store has been lost meanwhile
@@ -386,11 +388,16 @@ class RedisStore:
         if not users:
             return
         await self._pipe(mine, ("SREM", recorded, *users))
-        await self._each_watched("SREM", session.user, users)
-        # Another session may watch them, also since just now: then put them back.
-        again = (await self._watched_by(session.user)).intersection(users)
+        await self._leave(session.user, users)
+
+    async def _leave(self, watcher: str, users: Collection[str]) -> int:
+        """Take the watcher out of the watchers of those whom none of its sessions watches. Returns of how many."""
+        await self._each_watched("SREM", watcher, users)
+        # A session may watch them, also since just now: then put them back.
+        again = (await self._watched_by(watcher)).intersection(users)
         if again:
-            await self._each_watched("SADD", session.user, again)
+            await self._each_watched("SADD", watcher, again)
+        return len(users) - len(again)
 
     async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
         await asyncio.gather(
@@ -555,20 +562,48 @@ class RedisStore:
         """Take out of the watchers of a user who does not watch (any more). Returns how many."""
         count = 0
         async for page in self._scan("*presence:user:*:watchers"):
-            watched: dict[str, set[str]] = {}  # watcher → whom the watcher watches
-            for key, user in ((key, _user_of(key)) for key in page):
-                async for watchers in self._pages(self._of(user), "SSCAN", key):
-                    for watcher in watchers:
-                        if watcher not in watched:
-                            watched[watcher] = await self._watched_by(watcher)
-                        if user not in watched[watcher]:
-                            await self._each_watched("SREM", watcher, [user])
-                            # as in `unwatch`: the watcher may have begun to watch since
-                            if user in await self._watched_by(watcher):
-                                await self._each_watched("SADD", watcher, [user])
-                            else:
-                                count += 1
+            recorded: dict[str, list[str]] = {}  # watcher → among whose watchers it is
+            async for user, watchers in self._watchers_of(map(_user_of, page)):
+                for watcher in watchers:
+                    recorded.setdefault(watcher, []).append(user)
+            for keys, some in self._piped(recorded):
+                for watcher, users in (await self._not_watched(keys, {one: recorded[one] for one in some})).items():
+                    count += await self._leave(watcher, users)
         return count
+
+    def _piped(self, users: Iterable[str]) -> Iterator[tuple[Keys, list[str]]]:
+        """The users by their partitions, as many at a time as there may be commands to a call."""
+        for keys, members in self._by_partition(users):
+            for start in range(0, len(members), PIPED):
+                yield keys, members[start : start + PIPED]
+
+    async def _watchers_of(self, users: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
+        """Iterate over the users and those who are recorded as their watchers, of many in pages."""
+        for keys, some in self._piped(users):
+            names = [keys.user(user, "watchers") for user in some]
+            found = await self._pipe(keys, *(("SSCAN", name, 0, "COUNT", PAGE) for name in names))
+            for user, name, (cursor, watchers) in zip(some, names, found, strict=True):
+                if int(cursor) == 0:
+                    yield user, watchers
+                    continue
+                async for page in self._pages(keys, "SSCAN", name):
+                    yield user, page
+
+    async def _not_watched(self, keys: Keys, recorded: Mapping[str, Sequence[str]]) -> Mapping[str, list[str]]:
+        """Of the users that each watcher, all of one partition, is recorded to watch: those that it does not."""
+        found = await self._pipe(keys, *(("SMEMBERS", keys.user(watcher, "watching")) for watcher in recorded))
+        sessions = [(watcher, one) for watcher, those in zip(recorded, found, strict=True) for one in those]
+        watching = await self._pipe(
+            keys,
+            *(("SMISMEMBER", keys.user(watcher, f"watching:{one}"), *recorded[watcher]) for watcher, one in sessions),
+        )
+        watched: dict[str, set[str]] = {watcher: set() for watcher in recorded}
+        for (watcher, _), those in zip(sessions, watching, strict=True):
+            watched[watcher].update(compress(recorded[watcher], those))
+            if not any(those):
+                await self._watched_by(watcher)  # the session may have lapsed: this forgets it
+        wrong = ((watcher, set(users) - watched[watcher]) for watcher, users in recorded.items())
+        return {watcher: sorted(users) for watcher, users in wrong if users}
 
     async def hold(self, name: str, seconds: float) -> bool:
         return bool(await self._ask("hold", self._keys[0], name, self._instance, round(seconds * 1000)))
