@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket as constants
 from _socket import socket as Socket  # noqa: N812 # gevent replaces socket.socket, never this one
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import strerror
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from time import monotonic
@@ -73,7 +73,13 @@ class Connection:
     )  # fmt: skip
 
     def __init__(
-        self, engine: Engine, handler: Handler, socket: Socket | None, request: bytes, hello: bytes, key: bytes
+        self,
+        engine: Engine,
+        handler: Handler,
+        socket: Socket | None,
+        request: bytes,
+        hello: Callable[[], bytes],
+        key: bytes,
     ) -> None:
         """Begin with a socket that connects.
 
@@ -82,7 +88,7 @@ class Connection:
             handler: What is told.
             socket: None if there is none to be had: then `end` is called soon.
             request: The upgrade.
-            hello: The CONNECT frame.
+            hello: Makes the CONNECT frame, once the WebSocket is there: thousands may be waiting for that.
             key: The ``Sec-WebSocket-Key`` of the request.
         """
         self.handler = handler
@@ -97,7 +103,7 @@ class Connection:
         self._fd = socket.fileno() if socket else -1
         self._stage = _CONNECTING
         self._frozen = False
-        self._hello = hello  # the CONNECT frame, until it is sent
+        self._hello: Callable[[], bytes] | None = hello
         self._out = request  # what the socket did not take yet; epoll looks for room as long as there is something
         self._reader: wire.Reader | None = wire.Reader(key)
 
@@ -155,7 +161,7 @@ class Connection:
         if self._stage == _CLOSED:
             return
         self._stage = _CLOSED
-        self._reader, self._out, self._hello = None, b"", b""
+        self._reader, self._out, self._hello = None, b"", None
         if self._socket is not None:
             self._engine.forget(self._fd)
             if reset:
@@ -231,8 +237,9 @@ class Connection:
             return self.end(str(error), at)
         if self._stage == _UPGRADING and self._reader.upgraded:
             self._stage, self.upgraded_at = _GREETING, at
-            hello, self._hello = self._hello, b""
-            self.send_text(hello)
+            assert self._hello is not None
+            self.send_text(self._hello())
+            self._hello = None
         for one in found:
             if isinstance(one, wire.Control):
                 self._on_control(one, at)

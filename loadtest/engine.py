@@ -13,6 +13,7 @@ import socket as constants
 from _socket import socket as Socket  # noqa: N812 # gevent replaces socket.socket, never this one
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from os import strerror, urandom
 from select import EPOLLIN, EPOLLOUT
@@ -50,6 +51,11 @@ def freeze_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def _hello(host: str, token: str, headers: Mapping[str, str]) -> bytes:
+    authorized = {"Authorization": f"Bearer {token}"} if token else {}
+    return wire.stomp("CONNECT", {"accept-version": "1.2", "host": host, "heart-beat": "0,0", **authorized, **headers})
 
 
 class Timer:
@@ -125,10 +131,7 @@ class Engine:
         """
         host = f"{address[0]}:{address[1]}"
         key = wire.new_key()
-        headers = {"accept-version": "1.2", "host": address[0], "heart-beat": "0,0"}
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        hello = wire.stomp("CONNECT", headers | dict(connect))
+        hello = partial(_hello, address[0], token, connect)
         request = wire.upgrade_request(host, path, key, upgrade)
         socket: Socket | None = None
         try:
@@ -137,7 +140,7 @@ class Engine:
         except OSError as error:
             if socket is not None:
                 socket.close()
-            conn = Connection(self, handler, None, b"", b"", key)
+            conn = Connection(self, handler, None, b"", hello, key)
             self._loop.run_callback(self._guard, conn.end, reason_of(error.errno), monotonic())
             return conn
         conn = Connection(self, handler, socket, request, hello, key)

@@ -15,7 +15,8 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Any, NamedTuple, Self
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Self
 
 from loadtest.metrics import Histogram
 
@@ -106,28 +107,38 @@ class _Pair(NamedTuple):
     """The last edge was judged missing: what says it after all is late."""
 
 
+_NEW: Final = _Pair(0, online=False, version=-1)
+_NOBODY: Final[Mapping[str, _Pair]] = MappingProxyType({})
+
+
 class _User:
-    __slots__ = ("base", "edges", "end", "heard", "sessions", "shared", "watchers")
+    __slots__ = ("base", "changed", "edges", "end", "heard", "sessions", "shared", "watchers")
 
     def __init__(self) -> None:
         self.sessions: dict[str, float | None] = {}
         """Session to the end of its lease, where that is known; s. One that is past may still be revived."""
         self.heard = False
+        self.changed = -inf
+        """When `heard` changed last; s."""
         self.edges: list[Edge] = []
         self.base = 0
         """Number of the first edge that is kept."""
-        self.watchers: dict[str, _Pair] = {}
-        self.shared = _Pair(0, online=False, version=-1)
-
         self.end = 0
         """Number of the next edge."""
+        self.watchers: Mapping[str, _Pair] = _NOBODY
+        self.shared = _NEW
 
     def keep(self, watcher: str, pair: _Pair) -> None:
         if pair.next == self.end and pair.online == self.heard:
             pair = _Pair(pair.next, pair.online, pair.version)
         if pair != self.shared:
             self.shared = pair
+        if not isinstance(self.watchers, dict):
+            self.watchers = {}  # a dict for each of thousands whom nobody watches is too large
         self.watchers[watcher] = self.shared
+
+    def drop(self, watcher: str) -> _Pair | None:
+        return self.watchers.pop(watcher, None) if isinstance(self.watchers, dict) else None
 
 
 class Ledger:
@@ -207,9 +218,8 @@ class Ledger:
         """REST said so at `at`, asked at `asked`: right if the truth had this state in between."""
         self._pass_to(at)
         record = self._user(user)
-        changed = record.edges[-1].at if record.edges else -inf
         self._result.checked += 1
-        self._result.contradicted += record.heard != online and changed < asked - _EARLY_OFFLINE
+        self._result.contradicted += record.heard != online and record.changed < asked - _EARLY_OFFLINE
 
     # Watching.
 
@@ -324,12 +334,14 @@ class Ledger:
         done = min((pair.next for pair in record.watchers.values()), default=record.end)
         # The last one stays, for who is told of it after all. What is young stays: notices of it may be under way to
         # someone whose watch is confirmed only now.
-        done = min(done, record.end - 1)
+        done = min(done, record.end - bool(record.watchers))
         while done > record.base and record.edges[done - 1 - record.base].at > at - self._late:
             done -= 1
         if done > record.base:
             del record.edges[: done - record.base]
             record.base = done
+        if record.end - bool(record.watchers) > record.base:
+            self._unsettled.add(user)
 
     def _first_after(self, record: _User, state: bool, at: float) -> int:
         """The first edge that a snapshot of `state`, confirmed at `at`, may have been made before."""
@@ -443,7 +455,7 @@ class Ledger:
 
     def _drop(self, watcher: str, user: str, at: float) -> None:
         record = self._users[user]
-        pair = record.watchers.pop(watcher, None)
+        pair = record.drop(watcher)
         if pair is not None and (pair.next < record.end or pair.online != record.heard):
             self._settled(record, pair, at, at - self._late)
 
@@ -451,7 +463,7 @@ class Ledger:
         online = any(end is None or end > at for end in record.sessions.values())
         if online == record.heard:
             return
-        record.heard = online
+        record.heard, record.changed = online, at
         record.edges.append(Edge(at, online, how, at if intended is None else intended))
         record.end += 1
         self._unsettled.add(user)

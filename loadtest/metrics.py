@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
@@ -103,14 +103,18 @@ class Metrics:
 
     def record(self, name: str, seconds: float, *, length: int = 0) -> None:
         """One success, `seconds` after the moment it was intended for."""
-        if seconds < 0:
-            self.negative += 1
+        self.record_own(name, (seconds,))
+        if self._fire is not None:
+            self._tell(name, seconds, length, None)
+
+    def record_own(self, name: str, samples: Iterable[float]) -> None:
+        """Latencies of the harness itself, in s: no requests, and so nothing to tell Locust of."""
         histogram = self.histograms.get(name)
         if histogram is None:
             histogram = self.histograms[name] = Histogram()
-        histogram.record(seconds * 1e6)
-        if self._fire is not None:
-            self._tell(name, seconds, length, None)
+        for seconds in samples:
+            self.negative += seconds < 0
+            histogram.record(seconds * 1e6)
 
     def failed(self, name: str, error: Exception, seconds: float | None = None, *, length: int = 0) -> None:
         """One failure. It is counted by the error's type and stays out of the latencies."""

@@ -90,10 +90,14 @@ def beats(
     """
     due = start + period * dice.random()
     while due < end:
-        moment = due + period * jitter * (dice.random() - 0.5) if jitter else due
+        moment = _moment(due, period, jitter, dice)
         if moment < end:
             yield max(start, moment)
         due += period
+
+
+def _moment(due: float, period: float, jitter: float, dice: random.Random) -> float:
+    return due + period * jitter * (dice.random() - 0.5) if jitter else due
 
 
 def arrivals(rate: float, start: float, end: float, *, dice: random.Random) -> Iterator[float]:
@@ -133,32 +137,33 @@ def schedule(
         seed: The same seed makes the same schedule.
     """
     dice = random.Random(seed)
-    due: list[tuple[float, int, Kind, int, Iterator[float]]] = []
+    # With each beat when it would be due without jitter: as `beats`, of which one for each session is too large.
+    due: list[tuple[float, int, Kind, int, float]] = []
     leaving = arrivals(churn, ramp, seconds, dice=dice)
     present: list[int] = []
     place: dict[int, int] = {}
     visit = [0] * sessions  # its number: beats of an earlier visit do not count
-    nobody = iter(())
 
-    def push(at: float | None, kind: Kind, session: int, moments: Iterator[float] = nobody) -> None:
+    def push(at: float | None, kind: Kind, session: int, even: float = 0.0) -> None:
         if at is not None and at < seconds:
-            heapq.heappush(due, (at, session, kind, visit[session] if session >= 0 else 0, moments))
+            heapq.heappush(due, (at, session, kind, visit[session] if session >= 0 else 0, even))
 
     for session in range(sessions):
         push(session * ramp / sessions, "connect", session)
     push(next(leaving, None), "leave", -1)
     while due:
-        at, session, kind, number, moments = heapq.heappop(due)
+        at, session, kind, number, even = heapq.heappop(due)
         if kind == "connect":
             place[session] = len(present)
             present.append(session)
             visit[session] += 1
-            moments = beats(at, seconds, period=period, jitter=jitter, dice=dice)
-            push(next(moments, None), "beat", session, moments)
+            even = at + period * dice.random()
+            push(max(at, _moment(even, period, jitter, dice)), "beat", session, even)
         elif kind == "beat":
             if visit[session] != number or session not in place:
                 continue
-            push(next(moments, None), "beat", session, moments)
+            even += period
+            push(_moment(even, period, jitter, dice), "beat", session, even)
         else:
             push(next(leaving, None), "leave", -1)
             if not present:
