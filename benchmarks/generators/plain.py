@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import gevent  # type: ignore[import-untyped]
 import websocket
@@ -12,7 +13,7 @@ PERIOD = float(os.environ["PERIOD"])
 
 
 class Plain(User):
-    """A session that connects and beats; nobody reads its notices, as the others' do not either."""
+    """A session that connects and beats; each beat asks for a receipt, and Locust is told how long that took."""
 
     @task
     def live(self) -> None:
@@ -22,4 +23,14 @@ class Plain(User):
         ws.recv()
         while True:
             gevent.sleep(PERIOD)
-            ws.send("SEND\ndestination:/app/heartbeat\n\n\0")
+            begun = time.perf_counter()
+            ws.send("SEND\ndestination:/app/heartbeat\nreceipt:b\n\n\0")
+            size = len(ws.recv())
+            self.environment.events.request.fire(
+                request_type="STOMP",
+                name="heartbeat",
+                response_time=1000 * (time.perf_counter() - begun),
+                response_length=size,
+                exception=None,
+                context={},
+            )
