@@ -221,7 +221,7 @@ class FleetUser(User):
         )
         self._told: Counter[str] = Counter()
         self._last_look: Counter[str] = Counter()
-        self._lag = 0.0
+        self._worst_lag = 0.0
         self.recording.add(self)
 
     @task
@@ -257,22 +257,28 @@ class FleetUser(User):
         counts = self.crowd.counts.copy()
         counts["engine errors"] = self.crowd.engine.errors
         new, self._told = counts - self._told, counts
+        self._note_lag()
         # Also at the end: leases that have just ended are not late yet, and so nothing can be said of them.
         return self.ledger.take(self.crowd.engine.now()), new
 
     def look(self) -> Mapping[str, float]:
         counts = self.crowd.counts.copy()
         since, self._last_look = counts - self._last_look, counts
-        lags = self.crowd.engine.take_lag()
-        self.recording.metrics.record_own("generator lag", lags)
+        self._note_lag()
+        worst, self._worst_lag = self._worst_lag, 0.0
         return {
             "sessions": self.crowd.present,
             "sessions_wanted": self.crowd.wanted,
             "offered": since["offered"],
             "achieved": since["made"],
             "messages": since["messages"],
-            "generator_lag_ms": 1000 * max(lags, default=0.0),
+            "generator_lag_ms": 1000 * worst,
         }
+
+    def _note_lag(self) -> None:
+        lags = self.crowd.engine.take_lag()
+        self.recording.metrics.record_own("generator lag", lags)
+        self._worst_lag = max(self._worst_lag, *lags, 0.0)
 
     def workload(self) -> Mapping[str, Any]:
         watched = sorted(len(friends) for friends in self.crowd.watches.values())

@@ -175,11 +175,11 @@ class Recording:
 
     def _cut(self) -> None:
         part = self._parts.setdefault(self._phase, Part())
-        part.metrics.merge(self.metrics.take())
         for source in self._sources:
             ledger, counts = source.take()
             part.ledger += ledger
             part.counts += counts
+        part.metrics.merge(self.metrics.take())
 
     @property
     def _late(self) -> float:
