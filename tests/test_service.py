@@ -15,7 +15,7 @@ from presence.adapters.sqlite import SqliteHistory
 from presence.core.model import Change, Reason, Session, Status
 from presence.fanout import Fanout, Watcher
 from presence.ports import DirectoryUnavailable, HistoryUnavailable, StoreUnavailable, TooManyConnections
-from presence.service import PAGE, SNAPSHOTS, PresenceService, Rules
+from presence.service import PAGE, RECORDS, SNAPSHOTS, PresenceService, Rules
 from tests.support.deployment import Deployment
 from tests.support.waiting import wait_until
 
@@ -640,6 +640,34 @@ async def test_watches_are_recorded(rig):
     await service.watch(watcher, [])
     assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"viewer"}
     assert not rig.deployment.redis.exists(rig.deployment.key("bob", "watchers"))
+
+
+async def test_the_watches_of_thousands_who_go_at_once_are_removed_a_few_at_a_time(rig, monkeypatch):
+    """Else all else waits behind them, until the store seems to be away."""
+    service = rig.service()
+    remove = rig.store.port.unwatch
+    under_way = most = 0
+    gate = asyncio.Event()
+
+    async def unwatch(session, users):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await gate.wait()
+        await remove(session, users)
+        under_way -= 1
+
+    monkeypatch.setattr(rig.store, "unwatch", unwatch, raising=False)
+    watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * RECORDS + 1)]
+    for watcher in watchers:
+        await service.watch(watcher, ["alice"])
+    going = [asyncio.create_task(service.unwatch(watcher)) for watcher in watchers]
+    await wait_until(lambda: under_way >= RECORDS)
+    await done(service.watch(watch(rig, "another", "alice"), ["alice"]))  # who comes does not wait for them
+    gate.set()
+    await done(asyncio.gather(*going))
+    assert most == RECORDS
+    assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"another"}
 
 
 async def test_when_the_store_is_away_watching_goes_on(rig):

@@ -400,12 +400,12 @@ class RedisStore:
         return len(users) - len(again)
 
     async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
-        await asyncio.gather(
-            *(
-                self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in members))
-                for keys, members in self._by_partition(users)
-            )
-        )
+        async def each(keys: Keys, members: list[str]) -> None:
+            for start in range(0, len(members), PIPED):
+                some = members[start : start + PIPED]
+                await self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in some))
+
+        await asyncio.gather(*(each(keys, members) for keys, members in self._by_partition(users)))
 
     async def _watched_by(self, user: str) -> set[str]:
         keys = self._of(user)
