@@ -37,7 +37,7 @@ contracts: .venv/dev  ## Verify a fresh server by the contract, all of it (ARGS=
 	$(BIN)/python -m tests.contracts.verified $(ARGS)
 
 test-mutants: .venv/dev  ## Run the whole suite of the contract on each broken server (for hours; in `make test` the cases meant for it)
-	$(BIN)/python -m tests.contracts.mutants --all
+	$(BIN)/python -m tests.contracts.mutants --all $(ARGS)
 
 load: .venv/dev  ## Load a fresh server: 2,000 clients for a minute, and a report (ARGS="--sessions 5000"; docs/load-testing.md)
 	$(BIN)/python -m loadtest run steady --sessions 2000 --seconds 60 $(ARGS)

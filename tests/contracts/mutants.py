@@ -6,7 +6,8 @@ are meant for it. Where it needs them: `settings` of the server by their names i
 `instances` (1).
 
     python -m tests.contracts.mutants [NAME…]          runs the cases meant for each, until one fails
-    python -m tests.contracts.mutants --all [NAME…]    runs the whole suite on each
+    python -m tests.contracts.mutants --all [NAME…]    runs the whole suite on each: a case meant for it must be among
+                                                       those that fail
 
 `unmodified`, `unmodified-contacts` and `unmodified-two` are no mutants: nothing may catch them.
 """
@@ -16,15 +17,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import shutil
 import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +191,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a mutant; all, if there is none")
     parser.add_argument("--all", action="store_true", help="the whole suite on each, not only the cases meant for it")
     parser.add_argument("--verbose", action="store_true", help="what the cases found, too")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="so many at a time (%(default)s)")
     arguments = parser.parse_args()
     mutants = load_mutants()
     known = mutants | {one.name: one for one in UNMODIFIED}
@@ -196,20 +200,30 @@ def main() -> int:
     chosen = [known[name] for name in arguments.names] or list(mutants.values())
     wrong = 0
     say(f"{'mutant':<34}{'caught by':<58}seconds")
-    for mutant in chosen:
-        begun = time.monotonic()
-        whole = arguments.all or mutant in UNMODIFIED
-        run = asyncio.run(verify(mutant, whole=whole)) if whole or mutant.caught_by else None
-        names = [result.case.id for result in caught(run)] if run else []
-        wrong += bool(names) is (mutant in UNMODIFIED)
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        say(f"{mutant.name:<34}{shown or '-':<58}{time.monotonic() - begun:7.1f}")
-        for result in run.results if run and arguments.verbose else ():
-            if result.outcome in {Outcome.FAILED, Outcome.ERROR}:
-                say(f"    {result.case.id} {result.outcome.value} at step {result.step} after {result.seconds} s:")
-                say(f"        {result.reason or f'expected {result.expected}; {result.actual}'}")
+    row = partial(tried, everything=arguments.all, verbose=arguments.verbose)
+    with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as processes:
+        for right, lines in processes.map(row, chosen):
+            wrong += not right
+            for line in lines:
+                say(line)
     say(f"{len(chosen) - wrong} of {len(chosen)} as they should be")
     return 1 if wrong else 0
+
+
+def tried(mutant: Mutant, *, everything: bool, verbose: bool) -> tuple[bool, list[str]]:
+    """Whether it fared as it should; its lines of the table."""
+    begun = time.monotonic()
+    meant, is_right = set(mutant.caught_by), mutant.name in {one.name for one in UNMODIFIED}
+    run = asyncio.run(verify(mutant, whole=everything or is_right))
+    names = [result.case.id for result in caught(run)]
+    names.sort(key=lambda name: name not in meant)
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    lines = [f"{mutant.name:<34}{shown or '-':<58}{time.monotonic() - begun:7.1f}"]
+    for result in run.results if verbose else ():
+        if result.outcome in {Outcome.FAILED, Outcome.ERROR}:
+            lines.append(f"    {result.case.id} {result.outcome.value} at step {result.step} after {result.seconds} s:")
+            lines.append(f"        {result.reason or f'expected {result.expected}; {result.actual}'}")
+    return not names if is_right else not meant.isdisjoint(names), lines
 
 
 def say(line: str) -> None:

@@ -1,6 +1,6 @@
 """Verifies our server by the contract: all of it, against processes started for it.
 
-    python -m tests.contracts.verified [OPTIONS OF presence-contracts run]
+    python -m tests.contracts.verified [--lease SECONDS] [OPTIONS OF presence-contracts run]
 
 Two instances on a Valkey of their own, with a hook for whatever the cases break, and with the policy `anyone`; then the
 same with `contacts`, for the cases that are about it. Reports of the second run have `-contacts` in their names.
@@ -67,6 +67,7 @@ class Keeper:
             "lease_seconds": LEASE,
             "watch_policy": policy,
         }
+        self.lease = (fleet | settings)["lease_seconds"]
         self.servers = self.instances(fleet | settings)
 
     def instances(self, settings: dict[str, object]) -> list[ServerProcess]:
@@ -112,7 +113,7 @@ class Keeper:
     def _target(self) -> str:
         hook = [sys.executable, "-I", "-S", str(Path(__file__).with_name("control.py")), str(self.socket)]
         return TARGET.format(
-            lease=LEASE,
+            lease=self.lease,
             policy=self.policy,
             secret=SECRET,
             instances="".join(f'[[instances]]\nhttp = "{server.http}"\n' for server in self.servers),
@@ -160,9 +161,9 @@ async def kept(policy: str = "anyone", **settings: object) -> AsyncIterator[Path
             yield target
 
 
-async def verify(policy: str, options: Sequence[str]) -> int:
+async def verify(policy: str, options: Sequence[str], **settings: object) -> int:
     """Run the suite, in a process of its own, against fresh instances; it prints its verdict. Returns its exit code."""
-    async with kept(policy) as target:
+    async with kept(policy, **settings) as target:
         return await suite("run", "--target", str(target), *options)
 
 
@@ -194,6 +195,7 @@ async def main(arguments: Sequence[str]) -> int:
     """Verify both. Exit code: 1 if a MUST is broken anywhere, else the highest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--lease", type=int, default=LEASE)
     for kind in REPORTS:
         parser.add_argument(f"--{kind}", type=Path)
     chosen, rest = parser.parse_known_args(arguments)
@@ -211,7 +213,7 @@ async def main(arguments: Sequence[str]) -> int:
         if chosen.only or policy != POLICIES[0]:
             options += [f"--only={case.id}" for case in cases]
         click.echo(f"Policy {policy}:")
-        codes.append(await verify(policy, options))
+        codes.append(await verify(policy, options, lease_seconds=chosen.lease))
     return 1 if 1 in codes else max(codes)
 
 
