@@ -21,7 +21,7 @@ def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
     step = run.steps[-1]
     seen, asked = f"t {step.sessions:,} sessions", f"t {sessions:,} sessions"
     run.validity = [(level, text.replace(seen, asked, 1)) for level, text in run.validity]
-    step.sessions = sessions
+    step.sessions, step.kind = sessions, kind
     if kind == "storm" and not step.breach and (back := launch.back(run)) < BACK:
         step.breach = f"only {back:.0f} % of the sessions were back at the end of the storm"
     if kind == "storm":
@@ -50,7 +50,7 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
     for step in whole.steps:
         if step.sessions > found.sessions and not step.breach and not found.interrupted:
             step.breach = f"kept for a while, but {found.stopped}"
-    held = [trial.step for _, trial in used if trial.kind != "storm"]
+    held = [step for step in whole.steps if step.kind != "storm"]
     findings = [("fatal", "The search was interrupted.")] if found.interrupted else []
     findings += verdict.findings(replace(whole, steps=held))
     for run, trial in used:

@@ -24,14 +24,15 @@ from loadtest.sampling import Processes, Sampler
 from loadtest.target import TARGET, Target
 from loadtest.total import DRAIN, RAMP
 from loadtest.verdict import judge
+from loadtest.workload import RISING
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 
 CONNECT_RATE = 200.0
 """Connects a second, unless the options say otherwise."""
 
-_RAMPS = {"ramp": 2.0}
-"""Scenarios whose rate rises from 0: their ramp is so many times as long."""
+_RAMPS = {"ramp": RISING}
+"""Scenarios whose rate rises from 0; to read it from them Locust would have to be loaded."""
 
 _GRACE = 120.0
 """s: that a run may take longer than asked, before it is ended: for Locust to start, and for its workers to report."""

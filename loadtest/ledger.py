@@ -159,7 +159,6 @@ class Ledger:
         """Watcher to user to `(online, version)`: told before the receipt that confirms the watch."""
         self._ends: list[tuple[float, str, str, str]] = []
         """Heap of `(at, user, session, how)`; one that no longer holds is passed over."""
-        self._amnesty = -inf
         self._unsettled: set[str] = set()
         self._result = LedgerResult()
 
@@ -206,10 +205,6 @@ class Ledger:
         record.sessions[session] = None
         self._edge(user, record, at, "revived", intended)
 
-    def amnesty(self, until: float) -> None:
-        """No lease ends before `until`: after a planned stop, or when the store was away, all have time to return."""
-        self._amnesty = max(self._amnesty, until)
-
     def is_online(self, user: str) -> bool:
         """The truth, as far as it is known."""
         return user in self._users and self._users[user].heard
@@ -241,14 +236,6 @@ class Ledger:
         record.keep(watcher, _Pair(first, state, version, at, early))
         if early or first < record.end:
             self._unsettled.add(user)
-
-    def unwatched(self, watcher: str, user: str, at: float) -> None:
-        """The receipt of the unwatch came: nothing about this user may follow."""
-        self._pass_to(at)
-        self._snapshots.get(watcher, {}).pop(user, None)
-        if watcher in self._user(user).watchers:
-            self._watched[watcher].remove(user)
-            self._drop(watcher, user, at)
 
     def watcher_gone(self, watcher: str, at: float) -> None:
         """The watcher's connection is over. What it could still have been told in time was never due."""
@@ -477,10 +464,6 @@ class Ledger:
             record = self._users[user]
             if record.sessions.get(session) != end:
                 continue  # a beat kept it, or it ended otherwise
-            if end < self._amnesty:
-                record.sessions[session] = self._amnesty
-                heapq.heappush(self._ends, (self._amnesty, user, session, how))
-                continue
             self._edge(user, record, end, how)
 
     def _user(self, user: str) -> _User:

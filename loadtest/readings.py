@@ -135,6 +135,10 @@ def recovery(run: Run) -> tuple[str, list[tuple[float, float]]] | None:
 
 
 def best(run: Run) -> Step | None:
-    """The step that the figures on top are from: the largest that kept the SLO, or else the last."""
+    """The step that the figures on top are from: the largest that kept the SLO, or else the last.
+
+    Of a storm no latency is asked: it says less than what was held.
+    """
     kept = [step for step in run.steps if not step.breach]
+    kept = [step for step in kept if step.kind != "storm"] or kept
     return max(kept, key=lambda step: (step.sessions, step.seconds)) if kept else run.steps[-1] if run.steps else None

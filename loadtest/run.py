@@ -44,6 +44,8 @@ class Step:
     """Sessions that were to be held."""
     seconds: float
     """How long they were held, without the ramp."""
+    kind: str = "step"
+    """Of a search for the capacity: `step`, `long hold` or `storm`."""
     offered: float = 0.0
     """Actions a second that the schedule asked for in that time."""
     achieved: float = 0.0

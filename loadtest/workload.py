@@ -10,9 +10,12 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 Kind = Literal["connect", "beat", "leave"]
+
+RISING: Final = 2.0
+"""A rate that rises evenly from 0 is half of its highest on average: so many times as long does the ramp take."""
 
 
 class Action(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from loadtest.fleet import FleetUser
 from loadtest.probe import ProbeUser
-from loadtest.workload import Action, beats
+from loadtest.workload import RISING, Action, beats
 
 __all__ = ["ProbeUser", "Ramp"]
 
@@ -17,7 +17,7 @@ __all__ = ["ProbeUser", "Ramp"]
 class Ramp(FleetUser):
     """How many can connect in a second?"""
 
-    ramps = 2.0  # the rate rises evenly from 0, and so is half of its highest on average
+    ramps = RISING
 
     def actions(self) -> Iterator[Action]:
         dice = random.Random(self.seed)

@@ -121,11 +121,6 @@ class PerfectServer:
             self.tell(watcher, user, snapshot=True)
             self.read(watcher, self.confirmed, connection, "watching", watcher, user)
 
-    def unwatch(self, connection: int, watcher: str, user: str) -> None:
-        if connection == self.connection[watcher]:
-            self.watches[watcher].discard(user)
-            self.read(watcher, self.confirmed, connection, "unwatched", watcher, user)
-
     # The clients.
 
     def connected(self, user: str, session: str, since: float) -> None:
@@ -161,15 +156,15 @@ class PerfectServer:
             self.asked.discard(key)
             self.call("session_ended", user, session, self.now, kind)
             self.send(user + session, self.end, user, session)
-        elif kind in {"watch", "unwatch"}:
-            self.send(watcher, getattr(self, kind), self.connection[watcher], watcher, user)
+        elif kind == "watch":
+            self.send(watcher, self.watch, self.connection[watcher], watcher, user)
         elif kind == "gone":
             self.connection[watcher] += 1
             self.watches[watcher].clear()
             self.call("watcher_gone", watcher, self.now)
 
 
-KINDS = ["connect", "connect", "beat", "beat", "disconnect", "signed-off", "lost", "watch", "watch", "unwatch", "gone"]
+KINDS = ["connect", "connect", "beat", "beat", "disconnect", "signed-off", "lost", "watch", "watch", "gone"]
 actions = st.tuples(
     st.sampled_from([0.0, 0.001, 0.03, 0.5, 4.0, 7.0, 30.0, 59.9, 60.01, 61.0]),
     st.sampled_from(KINDS),
@@ -425,16 +420,6 @@ def test_a_planned_stop_changes_nothing_for_who_is_back_in_time(ledger):
     assert result.notice["drained"].max() == pytest.approx(100, rel=1e-3)
 
 
-def test_an_amnesty_puts_off_the_end_of_leases(ledger):
-    ledger.session_ended("u", "s", 60.0, "expiry")
-    ledger.amnesty(100.0)
-    assert ledger.take(90.0).expected == 0
-    ledger.told("w", "u", False, 2, False, 100.5)
-    result = ledger.close(120.0)
-    assert (result.received, faults(result)) == (1, {})
-    assert result.ghost_seconds == pytest.approx(0.5)
-
-
 def test_a_change_may_be_told_before_the_client_has_read_connected(ledger):
     ledger.watching("w", "v", 1.0, False)
     ledger.told("w", "v", True, 2, False, 2.0)
@@ -498,12 +483,6 @@ def test_a_watcher_that_leaves_long_after_a_change_was_owed_it(ledger):
     assert faults(ledger.close(30.0)) == {"missing": 1}
 
 
-def test_nothing_may_follow_an_unwatch(ledger):
-    ledger.unwatched("w", "u", 5.0)
-    ledger.told("w", "u", False, 2, False, 6.0)
-    assert faults(ledger.close(20.0)) == {"unexpected": 1}
-
-
 def test_what_comes_after_it_was_judged_missing_is_late(ledger):
     ledger.session_ended("u", "s", 10.0, "disconnect")
     assert faults(ledger.take(12.0)) == {}
@@ -546,14 +525,6 @@ def test_a_drain_does_not_lengthen_a_lease(ledger):
     ledger.session_ended("u", "s", 30.0, "drained")
     ledger.told("w", "u", False, 2, False, 20.1)
     assert set(ledger.close(40.0).notice) == {"expiry"}
-
-
-def test_an_amnesty_ends_nothing_that_a_beat_has_kept(ledger):
-    ledger.session_ended("u", "s", 60.0, "expiry")
-    ledger.beat("u", "s", 50.0)
-    ledger.amnesty(100.0)
-    assert ledger.take(70.0).expected == 0
-    assert ledger.close(120.0).expected == 0
 
 
 def test_a_snapshot_that_was_never_true_is_unexpected(ledger):
