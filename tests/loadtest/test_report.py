@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -263,3 +264,14 @@ def test_what_was_written_can_be_read_back(tmp_path):
     report.write(made_up(), tmp_path / "run.html")
     assert Run.load(tmp_path / "run.json") == made_up()
     assert Page((tmp_path / "run.html").read_text()).loads == ["run.json"]
+
+
+def test_the_figures_on_top_are_not_a_storms_however_long_it_was():
+    run = made_up()
+    best = readings.best(run)
+    assert best is not None
+    storm = replace(best, kind="storm", seconds=10 * best.seconds)
+    run.steps.append(storm)
+    assert readings.best(run) is best
+    run.steps = [storm]
+    assert readings.best(run) is storm, "there is nothing else"
