@@ -264,10 +264,15 @@ _run = TCPServer.run
 
 async def _run_and_forget(server: TCPServer) -> None:
     """Let go of what belonged to the connection. Else it waits, 30 KB in circles, for a full garbage collection."""
+    reader, wire = server.reader, server.writer.transport
     try:
         await _run(server)
     finally:
         vars(server).clear()
+        if error := reader.exception():
+            error.__traceback__ = None  # a reset: the frames that it went through hold the reader, which holds it
+        if wire.is_closing() and "_read_ready_cb" in vars(wire):
+            vars(wire)["_read_ready_cb"] = None  # a method of its own, which asyncio never lets go of
 
 
 TCPServer.run = _run_and_forget  # type: ignore[method-assign, assignment]

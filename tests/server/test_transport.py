@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
+import struct
 import time
+import weakref
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from hypercorn.asyncio import serve
+from hypercorn.asyncio.tcp_server import TCPServer
 from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.connection import Connection as WSConnection
@@ -345,6 +349,39 @@ async def test_nothing_is_left_of_200_connections_however_they_end(serving, raw)
                     ws.write(TEXT, b"NO-SUCH\n\n\0")
         await asyncio.gather(*(ws.ended() for ws in sockets if how != "abort"))
         await server.quiet()
+
+
+@pytest.mark.parametrize("how", ["close", "end", "abort", "reset"])
+async def test_what_is_closed_does_not_wait_for_the_garbage_collector(serving, raw, how):
+    """With 15,000 sessions a full collection stops everything for seconds; so there are none."""
+    server = await serving()
+    sockets = await asyncio.gather(*(raw(server.url) for _ in range(10)))
+    for number, ws in enumerate(sockets):
+        ws.write(TEXT, connecting(f"user-{number}"))
+    await asyncio.gather(*(ws.frame() for ws in sockets))
+    gc.collect()
+    gc.disable()
+    try:
+        mine = [one for one in gc.get_objects() if isinstance(one, TCPServer) and vars(one)]
+        kept = [weakref.ref(part) for one in mine for part in (one, one.reader, one.writer.transport)]
+        assert len(mine) == 10
+        mine.clear()
+        for ws in sockets:
+            match how:
+                case "close":
+                    ws.write(CLOSE, b"\x03\xe8")
+                case "end":
+                    ws.writer.write_eof()
+                case "abort":
+                    ws.abort()
+                case "reset":
+                    linger = struct.pack("ii", 1, 0)
+                    ws.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    ws.abort()
+        await server.quiet()
+        await wait_until(lambda: not any(one() for one in kept), what="all of the connections to be gone")
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("first", [b"NO-SUCH\n\n\0", b"DISCONNECT\n\n\0"], ids=["error", "disconnect"])
