@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PAGE = 500  # users to a read of the store
 SNAPSHOTS = 8  # snapshots read at once: when all clients come back together, the sweep is to get through
-RECORDS = 4  # of who watches whom, written at once, and likewise removed: when thousands go, all else is to get through
+REMOVALS = 4  # of who watches whom, at once: when thousands go, all else is to get through
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class PresenceService:
         self._clock = clock
         self._draining = False
         self._snapshots = asyncio.Semaphore(SNAPSHOTS)
-        self._recorded, self._removed = asyncio.Semaphore(RECORDS), asyncio.Semaphore(RECORDS)
+        self._removals = asyncio.Semaphore(REMOVALS)
         self._settled = [asyncio.Event() for _ in range(store.partitions)]
         for partition in range(store.partitions):
             self.note_settled(partition, settled=True)
@@ -277,15 +277,14 @@ class PresenceService:
     async def watch(self, watcher: Watcher, users: Collection[str]) -> None:
         """Record for others to see that the session watches ``users``. When the store is away the cleanup does it."""
         try:
-            async with self._recorded:
-                await self.store.watch(watcher.session, users)
+            await self.store.watch(watcher.session, users)
         except StoreUnavailable as error:
             log.info("watches of %s are recorded later: %s", watcher.session.user, error)
 
     async def unwatch(self, watcher: Watcher, users: Collection[str] | None = None) -> None:
         """Record that the session watches ``users`` no more; None: nobody."""
         try:
-            async with self._removed:  # apart: who comes does not wait for the thousands who have just gone
+            async with self._removals:
                 await self.store.unwatch(watcher.session, users)
         except StoreUnavailable as error:
             log.info("watches of %s are removed by the cleanup: %s", watcher.session.user, error)

@@ -15,7 +15,7 @@ from presence.adapters.sqlite import SqliteHistory
 from presence.core.model import Change, Reason, Session, Status
 from presence.fanout import Fanout, Watcher
 from presence.ports import DirectoryUnavailable, HistoryUnavailable, StoreUnavailable, TooManyConnections
-from presence.service import PAGE, RECORDS, SNAPSHOTS, PresenceService, Rules
+from presence.service import PAGE, REMOVALS, SNAPSHOTS, PresenceService, Rules
 from tests.support.deployment import Deployment
 from tests.support.waiting import wait_until
 
@@ -658,15 +658,15 @@ async def test_the_watches_of_thousands_who_go_at_once_are_removed_a_few_at_a_ti
         under_way -= 1
 
     monkeypatch.setattr(rig.store, "unwatch", unwatch, raising=False)
-    watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * RECORDS + 1)]
+    watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * REMOVALS + 1)]
     for watcher in watchers:
         await service.watch(watcher, ["alice"])
     going = [asyncio.create_task(service.unwatch(watcher)) for watcher in watchers]
-    await wait_until(lambda: under_way >= RECORDS)
+    await wait_until(lambda: under_way >= REMOVALS)
     await done(service.watch(watch(rig, "another", "alice"), ["alice"]))  # who comes does not wait for them
     gate.set()
     await done(asyncio.gather(*going))
-    assert most == RECORDS
+    assert most == REMOVALS
     assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"another"}
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -216,10 +215,8 @@ def _connected(pid):
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, end):
     command = [sys.executable, "-m", "loadtest", "run", "hold", "--seconds", "300", "--folder", str(tmp_path)]
     # As from a terminal; a shell's background job, and so its children, ignore SIGINT.
-    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=listening
-    )
+    command = ["env", "--default-signal=INT", *command]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         log = tmp_path / "1-hold.log"
         deadline = time.monotonic() + 30
