@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from importlib import resources
 from itertools import compress
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, NoScriptError, RedisError
@@ -23,6 +23,8 @@ from presence.adapters.lane import Command, Kind, Lane
 from presence.adapters.redis_servers import Node, Servers
 from presence.core.model import Change, Reason, Session, Status
 from presence.ports import Reading, StoreUnavailable, Sweep
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -401,8 +403,7 @@ class RedisStore:
 
     async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
         async def each(keys: Keys, members: list[str]) -> None:
-            for start in range(0, len(members), PIPED):
-                some = members[start : start + PIPED]
+            for some in _pieces(members, PIPED):
                 await self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in some))
 
         await asyncio.gather(*(each(keys, members) for keys, members in self._by_partition(users)))
@@ -428,8 +429,7 @@ class RedisStore:
                 groups.setdefault(self.partition_of(session.user), []).append(session)
         for partition, watching in groups.items():
             keys = self._keys[partition]
-            for start in range(0, len(watching), PAGE):
-                page = watching[start : start + PAGE]
+            for page in _pieces(watching, PAGE):
                 names = (
                     keys.user(session.user, name) for session in page for name in (f"watching:{session.id}", "watching")
                 )
@@ -515,8 +515,8 @@ class RedisStore:
         by_user = {status.user: status for status in statuses}
         otherwise: list[Change] = []
         for keys, members in self._by_partition(by_user):
-            for start in range(0, len(members), PAGE):
-                page = [by_user[user] for user in members[start : start + PAGE]]
+            for users in _pieces(members, PAGE):
+                page = [by_user[user] for user in users]
                 args = [
                     arg
                     for said in page
@@ -574,8 +574,8 @@ class RedisStore:
     def _piped(self, users: Iterable[str]) -> Iterator[tuple[Keys, list[str]]]:
         """The users by their partitions, as many at a time as there may be commands to a call."""
         for keys, members in self._by_partition(users):
-            for start in range(0, len(members), PIPED):
-                yield keys, members[start : start + PIPED]
+            for some in _pieces(members, PIPED):
+                yield keys, some
 
     async def _watchers_of(self, users: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
         """Iterate over the users and those who are recorded as their watchers, of many in pages."""
@@ -589,7 +589,7 @@ class RedisStore:
                 async for page in self._pages(keys, "SSCAN", name):
                     yield user, page
 
-    async def _not_watched(self, keys: Keys, recorded: Mapping[str, Sequence[str]]) -> Mapping[str, list[str]]:
+    async def _not_watched(self, keys: Keys, recorded: Mapping[str, Sequence[str]]) -> Mapping[str, set[str]]:
         """Of the users that each watcher, all of one partition, is recorded to watch: those that it does not."""
         found = await self._pipe(keys, *(("SMEMBERS", keys.user(watcher, "watching")) for watcher in recorded))
         sessions = [(watcher, one) for watcher, those in zip(recorded, found, strict=True) for one in those]
@@ -603,7 +603,7 @@ class RedisStore:
             if not any(those):
                 await self._watched_by(watcher)  # the session may have lapsed: this forgets it
         wrong = ((watcher, set(users) - watched[watcher]) for watcher, users in recorded.items())
-        return {watcher: sorted(users) for watcher, users in wrong if users}
+        return {watcher: users for watcher, users in wrong if users}
 
     async def hold(self, name: str, seconds: float) -> bool:
         return bool(await self._ask("hold", self._keys[0], name, self._instance, round(seconds * 1000)))
@@ -669,6 +669,10 @@ class RedisStore:
         for keys in self._keys:
             while await self._ask("trim", keys, round(keep_seconds * 1000), cap):
                 pass
+
+
+def _pieces(items: list[T], size: int) -> Iterator[list[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _user_of(key: str) -> str:
