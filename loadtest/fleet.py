@@ -278,7 +278,7 @@ class FleetUser(User):
     def _note_lag(self) -> None:
         lags = self.crowd.engine.take_lag()
         self.recording.metrics.record_own("generator lag", lags)
-        self._worst_lag = max(self._worst_lag, *lags, 0.0)
+        self._worst_lag = max(self._worst_lag, max(lags, default=0.0))
 
     def workload(self) -> Mapping[str, Any]:
         watched = sorted(len(friends) for friends in self.crowd.watches.values())

@@ -19,15 +19,12 @@ from loadtest import sampling
 from loadtest.target import Instance, Target
 
 BUSY = 15.0
-"""Seconds that a server may answer 503 before it is taken for not ready."""
+"""Seconds that a server which thousands have just left may answer 503, or may take for an answer."""
 SPARE_FILES = 256
 """Open files of a generator that are no session's."""
 
 SERVER_FILES = 512
 """Open files that a process of the server started here keeps for itself."""
-
-_TIME = 15.0  # s: a server that thousands have just left may be busy for some
-"""s: for an answer of the server."""
 
 USER = "loadtest-preflight"
 
@@ -157,7 +154,7 @@ def check_server(instance: Instance, target: Target) -> None:
 def _get(instance: Instance, token: str) -> tuple[int, bytes]:
     parts = urlsplit(instance.http)
     assert parts.hostname is not None
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIME)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=BUSY)
     try:
         connection.request(
             "GET", f"{parts.path}/api/presence/check/{USER}", headers={"Authorization": f"Bearer {token}"}
@@ -179,7 +176,7 @@ def _open(instance: Instance, token: str) -> None:
     )
     where = f"ws://{instance.host}:{instance.port}{instance.path}"
     try:
-        with socket.create_connection((instance.host, instance.port), timeout=_TIME) as sock:
+        with socket.create_connection((instance.host, instance.port), timeout=BUSY) as sock:
             sock.sendall(request.encode())
             line = sock.makefile("rb").readline(1024).decode("latin-1").strip()
     except OSError as error:
@@ -198,7 +195,7 @@ def _detail(body: bytes) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {_TIME:g} s"
+        return f"no answer within {BUSY:g} s"
     if isinstance(error, socket.gaierror):
         return "its name is not known"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

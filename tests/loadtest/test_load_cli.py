@@ -213,9 +213,9 @@ def _connected(pid):
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, end):
-    command = [sys.executable, "-m", "loadtest", "run", "hold", "--seconds", "300", "--folder", str(tmp_path)]
     # As from a terminal; a shell's background job, and so its children, ignore SIGINT.
-    command = ["env", "--default-signal=INT", *command]
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "loadtest", "run", "hold"]
+    command += ["--seconds", "300", "--folder", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         log = tmp_path / "1-hold.log"
