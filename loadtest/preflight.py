@@ -19,7 +19,9 @@ from loadtest import sampling
 from loadtest.target import Instance, Target
 
 BUSY = 15.0
-"""Seconds that a server which thousands have just left may answer 503, or may take for an answer."""
+"""Seconds that a server which thousands have just left may answer 503."""
+ANSWER = BUSY
+"""Seconds that it may take for an answer."""
 SPARE_FILES = 256
 """Open files of a generator that are no session's."""
 
@@ -154,7 +156,7 @@ def check_server(instance: Instance, target: Target) -> None:
 def _get(instance: Instance, token: str) -> tuple[int, bytes]:
     parts = urlsplit(instance.http)
     assert parts.hostname is not None
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=BUSY)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=ANSWER)
     try:
         connection.request(
             "GET", f"{parts.path}/api/presence/check/{USER}", headers={"Authorization": f"Bearer {token}"}
@@ -176,7 +178,7 @@ def _open(instance: Instance, token: str) -> None:
     )
     where = f"ws://{instance.host}:{instance.port}{instance.path}"
     try:
-        with socket.create_connection((instance.host, instance.port), timeout=BUSY) as sock:
+        with socket.create_connection((instance.host, instance.port), timeout=ANSWER) as sock:
             sock.sendall(request.encode())
             line = sock.makefile("rb").readline(1024).decode("latin-1").strip()
     except OSError as error:
@@ -195,7 +197,7 @@ def _detail(body: bytes) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {BUSY:g} s"
+        return f"no answer within {ANSWER:g} s"
     if isinstance(error, socket.gaierror):
         return "its name is not known"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

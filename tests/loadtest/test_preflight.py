@@ -101,7 +101,7 @@ def test_an_address_that_the_crowd_cannot_connect_to(host):
 
 
 def test_says_that_nobody_answers(monkeypatch):
-    monkeypatch.setattr(preflight, "_TIME", 0.1)
+    monkeypatch.setattr(preflight, "ANSWER", 0.1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
