@@ -38,7 +38,7 @@ from presence.relay import Relay
 from presence.server.app import create_app
 from presence.server.auth import KeysUnavailable, SecretError, TokenVerifier, make_token, secret_of
 from presence.server.budget import IdBudget
-from presence.server.listener import ListenerConfig
+from presence.server.listener import BACKLOG, ListenerConfig
 from presence.server.origins import Origins, is_loopback
 from presence.server.rest import presence_api
 from presence.server.transport import log_dropped
@@ -63,7 +63,6 @@ GC_THRESHOLDS = (10_000, 4, 1_000)
 """Of the garbage collector. At Python's 700 new objects it takes a fifth of a connect. Of the middle generation 40,000
 take some 30 ms; all of them, with 15,000 sessions, seconds in which nobody is served, and a closed connection leaves
 nothing that needs it (`server.transport`): so it is to come as rarely as never."""
-BACKLOG = 4096  # connections the kernel may hold before they are accepted
 
 
 class StartError(Exception):
@@ -516,7 +515,6 @@ def _limits(settings: Settings) -> EndpointLimits:
 def _config(settings: Settings, sock: socket.socket) -> Config:
     config = ListenerConfig()
     config.bind = [f"fd://{sock.detach()}"]
-    config.backlog = BACKLOG
     config.websocket_max_message_size = settings.max_message_bytes
     config.graceful_timeout = 1.0
     config.include_server_header = False

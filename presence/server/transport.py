@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from h11 import LocalProtocolError
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 
 _TEXT, _BINARY = 0x81, 0x82  # first octet of a frame that is a whole message
 _MASKED = 0x80  # in its second octet
-STRETCH = 0.001  # s of work on one connection's input, after which there is a pause: others want their turn
-PAUSE = 0.01  # s
+STRETCH = 0.001  # s of work on one connection's input, after which others have their turn
+MODEST_SHARE = 0.01  # of the time: who takes no more never waits; 100 frames a second take less
+GREEDY_SHARE = 0.3  # of the time: what all others get together, however many they are
 SLICE = 512  # octets that wsproto gets at a time: tiny fragments take it 20 µs each
 CLOSE_SECONDS = 1.0  # that a client has to read the close of a message that is too large
 
@@ -37,9 +38,13 @@ CLOSE_SECONDS = 1.0  # that a client has to read the close of a message that is 
 class Transport:
     """The connection behind an ASGI ``receive`` and ``send``."""
 
-    __slots__ = ("_queue", "_server", "_stream", "_take")
+    __slots__ = ("_queue", "_server", "_stream", "_take", "_worked", "_worked_at")
+
+    _greedy_at: ClassVar[float] = 0.0  # when the next of those may go on who take more than a modest share
 
     def __init__(self, receive: Any, send: Any) -> None:
+        self._worked = 0.0  # s on this connection's input, less its modest share of the time that has gone by since
+        self._worked_at = 0.0
         self._queue: Any = getattr(receive, "__self__", None)
         self._take: Callable[[bytes], Awaitable[bool]] = _drop
         stream = getattr(send, "__self__", None)
@@ -98,7 +103,7 @@ class Transport:
         if self._stream is not None and self._stream.buffer.overflown:
             return
         most = self._stream.buffer.max_length if self._between_messages else -1
-        pause_at = time.perf_counter() + STRETCH
+        began = time.perf_counter()
         while at < len(data):
             if self._stream is not None and (found := _message(data, at, most)):
                 message, at = found
@@ -107,9 +112,23 @@ class Transport:
                 most = -1  # what follows is Hypercorn's, too
                 await handle(RawData(data[at : at + SLICE]))
                 at += SLICE
-            if time.perf_counter() > pause_at:
-                await asyncio.sleep(PAUSE)
-                pause_at = time.perf_counter() + STRETCH
+            now = time.perf_counter()
+            if pause := self._note_work(began, now):
+                await asyncio.sleep(pause)
+                now = time.perf_counter()
+            began = now
+
+    def _note_work(self, began: float, ended: float) -> float:
+        """Return for how many s to leave others their turn, after this work on the connection's input."""
+        took = min(ended - began, 2 * STRETCH)  # longer is a wait: for room in a queue, or for a core
+        self._worked = max(0.0, self._worked - (began - self._worked_at) * MODEST_SHARE) + took
+        self._worked_at = ended
+        if self._worked < STRETCH:
+            return 0.0
+        at = max(ended, Transport._greedy_at)
+        Transport._greedy_at = at + self._worked / GREEDY_SHARE
+        self._worked = 0.0
+        return Transport._greedy_at - ended
 
     @property
     def _between_messages(self) -> bool:
