@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from h11 import LocalProtocolError
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -24,13 +23,12 @@ from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WS
 from wsproto.connection import ConnectionState
 from wsproto.events import Message, Ping
 
+from presence.server.share import Share
+
 log = logging.getLogger(__name__)
 
 _TEXT, _BINARY = 0x81, 0x82  # first octet of a frame that is a whole message
 _MASKED = 0x80  # in its second octet
-STRETCH = 0.001  # s of work on one connection's input, after which others have their turn
-MODEST_SHARE = 0.01  # of the time: who takes no more never waits; 100 frames a second take less
-GREEDY_SHARE = 0.3  # of the time: what all others get together, however many they are
 SLICE = 512  # octets that wsproto gets at a time: tiny fragments take it 20 µs each
 CLOSE_SECONDS = 1.0  # that a client has to read the close of a message that is too large
 
@@ -38,13 +36,11 @@ CLOSE_SECONDS = 1.0  # that a client has to read the close of a message that is 
 class Transport:
     """The connection behind an ASGI ``receive`` and ``send``."""
 
-    __slots__ = ("_queue", "_server", "_stream", "_take", "_worked", "_worked_at")
-
-    _greedy_at: ClassVar[float] = 0.0  # when the next of those may go on who take more than a modest share
+    __slots__ = ("_queue", "_server", "_stream", "_take", "share")
 
     def __init__(self, receive: Any, send: Any) -> None:
-        self._worked = 0.0  # s on this connection's input, less its modest share of the time that has gone by since
-        self._worked_at = 0.0
+        self.share = Share()
+        """Of the time, for the work on what comes in."""
         self._queue: Any = getattr(receive, "__self__", None)
         self._take: Callable[[bytes], Awaitable[bool]] = _drop
         stream = getattr(send, "__self__", None)
@@ -103,32 +99,19 @@ class Transport:
         if self._stream is not None and self._stream.buffer.overflown:
             return
         most = self._stream.buffer.max_length if self._between_messages else -1
-        began = time.perf_counter()
         while at < len(data):
-            if self._stream is not None and (found := _message(data, at, most)):
-                message, at = found
-                await self._give(message)
-            else:
-                most = -1  # what follows is Hypercorn's, too
-                await handle(RawData(data[at : at + SLICE]))
-                at += SLICE
-            now = time.perf_counter()
-            if pause := self._note_work(began, now):
-                await asyncio.sleep(pause)
-                now = time.perf_counter()
-            began = now
+            at, most = await self.share.take(self._piece(data, at, most, handle))
 
-    def _note_work(self, began: float, ended: float) -> float:
-        """Return for how many s to leave others their turn, after this work on the connection's input."""
-        took = min(ended - began, 2 * STRETCH)  # longer is a wait: for room in a queue, or for a core
-        self._worked = max(0.0, self._worked - (began - self._worked_at) * MODEST_SHARE) + took
-        self._worked_at = ended
-        if self._worked < STRETCH:
-            return 0.0
-        at = max(ended, Transport._greedy_at)
-        Transport._greedy_at = at + self._worked / GREEDY_SHARE
-        self._worked = 0.0
-        return Transport._greedy_at - ended
+    async def _piece(
+        self, data: bytes, at: int, most: int, handle: Callable[[Any], Awaitable[None]]
+    ) -> tuple[int, int]:
+        """Handle the message at ``at``, or give Hypercorn a slice. Returns where to go on, and the new ``most``."""
+        if self._stream is not None and (found := _message(data, at, most)):
+            message, at = found
+            await self._give(message)
+            return at, most
+        await handle(RawData(data[at : at + SLICE]))
+        return at + SLICE, -1  # what follows is Hypercorn's, too
 
     @property
     def _between_messages(self) -> bool:

@@ -231,7 +231,7 @@ class Client:
             if message["type"] == "websocket.disconnect":
                 return
             text = message.get("text")
-            await self._handle_all(message["bytes"] if text is None else text.encode())
+            await self._transport.share.take(self._handle_all(message["bytes"] if text is None else text.encode()))
             while len(self._out) > OUT_LIMIT and not self._ending:
                 self._room = asyncio.Event()
                 await self._room.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
 import json
 import logging
 import socket
@@ -533,45 +532,6 @@ async def test_a_stop_leaves_nothing_of_those_who_do_not_answer(serving, raw):
     await server.endpoint.stop(5)
     assert {(await ws.frame()).close_code for ws in sockets} == {1001}
     await server.quiet()
-
-
-@pytest.fixture
-def turns(monkeypatch):
-    """No other test's connections wait for a turn."""
-    monkeypatch.setattr(Transport, "_greedy_at", 0.0)
-
-
-def test_whose_input_takes_little_is_never_held_up(turns):
-    transport = Transport(None, None)
-    assert not any(transport._note_work(at / 100, at / 100 + 0.000_09) for at in range(1, 10_000))
-
-
-@pytest.mark.parametrize("piece", [0.000_05, 0.000_3, 0.002])
-@pytest.mark.parametrize("greedy", [1, 2, 16, 48])
-def test_all_the_greedy_get_three_tenths_of_the_time_together(turns, piece, greedy):
-    """Whatever the pieces are in which the input comes; each turn is short, and no two come at once."""
-    transports = [Transport(None, None) for _ in range(greedy)]
-    ready = [1.0] * greedy  # when each has input again: at once
-    now, work, turns_began = 1.0, [0.0] * greedy, []
-    while now < 11.0:
-        at, who = min((at, who) for who, at in enumerate(ready))
-        began = max(now, at)
-        now = began + piece
-        work[who] += piece
-        pause = transports[who]._note_work(began, now)
-        ready[who] = now + pause
-        if pause:
-            turns_began.append(now + pause)
-    modest = greedy * 0.01
-    assert 10 * 0.2 < sum(work) < 10 * (0.34 + modest)
-    assert max(work) < 2 * min(work)
-    gaps = [later - sooner for sooner, later in itertools.pairwise(sorted(turns_began))]
-    assert min(gaps) > 0.003
-
-
-def test_a_wait_is_no_work(turns):
-    """A message may wait for room in a queue; its connection is not made to wait for ten times as long again."""
-    assert Transport(None, None)._note_work(1.0, 6.0) < 0.025
 
 
 def test_linger_is_the_second_of_wire():

@@ -1,0 +1,68 @@
+"""A share of the event loop for each connection's input, whatever it is made of, so that nobody's delays the others'."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, ClassVar, TypeVar
+
+T = TypeVar("T")
+
+STRETCH = 0.001  # s of work on one connection's input, after which others have their turn
+MODEST = 0.01  # of the time: who takes no more never waits; 100 frames a second take less
+GREEDY = 0.3  # of the time: what all others get together, however many they are
+LONGEST = 0.5  # s that anybody waits for a turn, however many others do
+
+
+class Share:
+    """How much of the time the input of one connection has taken, and when it may go on."""
+
+    __slots__ = ("_at", "_worked")
+
+    _turn: ClassVar[float] = 0.0  # when the next of the greedy may go on
+
+    def __init__(self) -> None:
+        self._worked = 0.0  # s, less the modest share of the time that has gone by since
+        self._at = 0.0  # monotonic s
+
+    async def take(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do some work on the connection's input; leave others their turn when it has had more than its share."""
+        took = [0.0]
+        done = await _timed(work, took)
+        if pause := self.note(took[0], time.perf_counter()):
+            await asyncio.sleep(pause)
+        return done
+
+    def note(self, took: float, now: float) -> float:
+        """Return for how many s to leave others their turn, after work of ``took`` s that has ended ``now``."""
+        self._worked = max(0.0, self._worked - (now - took - self._at) * MODEST) + took
+        self._at = now
+        if self._worked < STRETCH:
+            return 0.0
+        turn = min(max(now, Share._turn), now + LONGEST)
+        Share._turn = turn + self._worked / GREEDY
+        self._worked = 0.0
+        return min(Share._turn - now, LONGEST)
+
+
+@types.coroutine
+def _timed(work: Coroutine[Any, Any, T], took: list[float]) -> Generator[Any, Any, T]:
+    """Await ``work``; add to ``took`` the s in which it ran itself, without those in which it waited."""
+    step: Callable[[Any], Any] = work.send
+    said: Any = None
+    while True:
+        began = time.perf_counter()
+        try:
+            waits_for = step(said)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            took[0] += time.perf_counter() - began
+        try:
+            said = yield waits_for
+            step = work.send
+        except BaseException as error:  # noqa: BLE001 (a cancellation, too, is the work's to handle)
+            said, step = error, work.throw
