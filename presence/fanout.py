@@ -36,11 +36,20 @@ class Watcher:
         self._wake = wake
 
     def offer(self, status: Status) -> None:
-        """Have the session told of the status, if it is news to it."""
+        """Have the session told of the status, if it is news to it.
+
+        What becomes of a hidden user wakes nobody: the look-ups made are those for a user never seen (WIRE §5).
+        """
         known = self.pending.get(status.user) or self.told.get(status.user)
         if known is None or status.version > known.version:
             self.pending[status.user] = status
-            self._wake()
+            if status.user not in self.hidden:
+                self._wake()
+
+    @property
+    def has_news(self) -> bool:
+        """Something is pending of a user who may be seen, as far as is known."""
+        return not self.hidden.issuperset(self.pending)
 
     def leave(self) -> None:
         """Wake nobody any more: whoever was woken refers to this, and is to be freed without the garbage collector."""

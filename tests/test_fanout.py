@@ -204,6 +204,19 @@ def test_of_a_hidden_user_nothing_but_version_0_is_told(fanout):
     assert watcher.pending == {}
 
 
+def test_a_hidden_users_change_is_kept_and_wakes_nobody(fanout):
+    """WIRE §5: "the look-ups made are the same". It is kept for the snapshot that is read as the user is revealed."""
+    woken: list[str] = []
+    watcher = Watcher(Session("me", "s1", "web", 0, 0), lambda: woken.append("me"))
+    fanout.watch(watcher, ["a", "b"])
+    watcher.snapshot([Status("a"), Status("b")], hidden=["a"])
+    fanout.deliver(on("a", 5))
+    assert (woken, watcher.has_news) == ([], False)
+    fanout.deliver(on("b", 6))
+    assert (woken, watcher.has_news) == (["me"], True)
+    assert watcher.snapshot([off("a", 4)]) == [(on("a", 5), on("a", 5).snapshot)]
+
+
 def test_on_revocation_version_0_stands_outside_the_order(fanout):
     """WIRE §5: "(version 0 stands outside the order of versions)"; "on becoming visible, a snapshot"."""
     watcher = watching(fanout, "a")

@@ -493,7 +493,7 @@ class Client:
     @property
     def _has_news(self) -> bool:
         watcher = self._watcher
-        return bool(watcher and watcher.pending and self._stomp.subscriptions and not watcher.session.closed)
+        return bool(watcher and watcher.has_news and self._stomp.subscriptions and not watcher.session.closed)
 
     def _flips(self) -> list[bytes]:
         if not self._has_news:
@@ -522,7 +522,7 @@ class Client:
             if visible is not watcher.visible and visible != watcher.visible and not self._revising:
                 self._revising = True
                 self._push(self._revised)
-            elif watcher.pending:  # the directory could not be asked when it came
+            elif watcher.has_news:  # the directory could not be asked when it came
                 self._wake()
 
     # Writing

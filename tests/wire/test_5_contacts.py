@@ -407,7 +407,7 @@ class Served:
 
 async def test_what_is_due_while_the_directory_is_asked_is_sent_when_it_has_answered():
     """WIRE §6: "RECEIPT for every frame that asks", also when nothing comes of the look-up "at each delivery" (§5)."""
-    directory = Fickle({"x"})
+    directory = Fickle({"x", "y"})
     async with Served(directory) as x:
         await x.watches("y")
         directory.may.clear()
@@ -419,6 +419,24 @@ async def test_what_is_due_while_the_directory_is_asked_is_sent_when_it_has_answ
             await asyncio.sleep(0)
         directory.may.set()
         await x.gets("begun")
+
+
+async def test_nothing_tells_that_a_hidden_user_has_changed():
+    """WIRE §5: "the look-ups made are the same"; else X's own receipts, held while the directory is asked, tell it."""
+    directory = Fickle({"x"})
+    async with Served(directory) as x:
+        await x.watches("y")
+        directory.may.clear()
+        directory.asked.clear()
+        for version in (9, 10):
+            x.service.fanout.deliver(Status("y", version == 10, version))
+            x.sends(f"BEGIN\ntransaction:{version}\nreceipt:begun-{version}\n\n")
+            await x.gets(f"begun-{version}")
+        assert not directory.asked.is_set()
+        directory.answers = [frozenset({"x", "y"})]
+        directory.may.set()
+        await x.endpoint.revise()
+        assert '"userId":"y","online":true' in await x.gets('"y"'), "what came meanwhile is not lost"
 
 
 async def test_who_was_revealed_between_two_revisions_is_revoked_by_the_next():
