@@ -469,13 +469,13 @@ test("a list that was refused is not sent again; those before and after it are",
   client.connect();
   manager.start();
   manager.subscribeToUsers(["bob"]);
-  manager.subscribeToUsers(["no id!", "carol"]);
+  manager.subscribeToUsers(["erin", "carol"]);
   manager.subscribeToUsers(["dave"]);
   const [first, second] = sent(client, "/app/presence.subscribe").map(({ headers }) => headers.receipt);
   client.receipts.get(first)();
-  client.refuse(second, "userIds: 'no id!' is not an id");
+  client.refuse(second, "userIds: more than 2 users watched");
   client.lose();
-  assert.deepEqual(refused, [[["no id!", "carol"], "userIds: 'no id!' is not an id"]]);
+  assert.deepEqual(refused, [[["erin", "carol"], "userIds: more than 2 users watched"]]);
   client.sent.length = 0;
   client.connect();
   clock.tick(5_000);
@@ -488,7 +488,7 @@ test("a legacy client's list that was refused is not sent again", () => {
   client.connect();
   manager.start();
   manager.subscribeToUsers(["bob"]);
-  manager.subscribeToUsers(["no id!"]);
+  manager.subscribeToUsers(["carol"]);
   const [first, second] = sent(client, "/app/presence.subscribe").map(({ headers }) => headers.receipt);
   client.onreceipt({ headers: { "receipt-id": first } });
   manager.disconnected({ headers: { "receipt-id": second, message: "no" } }); // what its error callback is given
@@ -496,7 +496,46 @@ test("a legacy client's list that was refused is not sent again", () => {
   next.connect();
   manager.start(next);
   clock.tick(5_000);
-  assert.deepEqual([watched(next), refused], [[["bob"]], [[["no id!"], "no"]]]);
+  assert.deepEqual([watched(next), refused], [[["bob"]], [[["carol"], "no"]]]);
+});
+
+test("what is no id is refused here, and takes nobody with it", () => {
+  const client = new Modern();
+  const manager = manage(client);
+  manager.start();
+  const wrong = ["no id!", "", "a:b", "x".repeat(129), null, 7];
+  manager.subscribeToUsers(["bob", ...wrong, "0.a_~@-Z"]);
+  client.connect();
+  assert.deepEqual(watched(client), [["bob", "0.a_~@-Z"]]);
+  assert.deepEqual(refused, [[wrong, "userIds: not an id"]]);
+});
+
+for (const reason of ["userIds: too many ids a second", "more than 100 frames a second"]) {
+  test(`a list is sent again that came too soon: ${reason}`, () => {
+    const client = new Modern();
+    const manager = manage(client);
+    client.connect();
+    manager.start();
+    manager.subscribeToUsers(["bob"]);
+    client.refuse(sent(client, "/app/presence.subscribe")[0].headers.receipt, reason);
+    client.lose();
+    client.connect();
+    clock.tick(5_000);
+    assert.deepEqual([watched(client), refused], [[["bob"], ["bob"]], []]);
+  });
+}
+
+test("after stop the server watches nobody for this connection, and start goes on with the list", () => {
+  const client = new Modern();
+  const manager = manage(client);
+  client.connect();
+  manager.start();
+  manager.subscribeToUsers(["bob", "carol"]);
+  manager.stop();
+  assert.deepEqual(JSON.parse(sent(client, "/app/presence.unsubscribe")[0].body).userIds, ["bob", "carol"]);
+  manager.unsubscribeFromUsers(["bob"]);
+  manager.start();
+  assert.deepEqual(watched(client), [["bob", "carol"], ["carol"]]);
 });
 
 test("an ERROR that is about something else refuses no list", () => {

@@ -156,14 +156,15 @@ async def test_through_a_restart_it_never_tells_what_is_not_so(start_server, man
     assert told == [True, None, True]
 
 
-async def test_a_list_that_is_refused_costs_one_connection_only(server, managers, users):
+async def test_a_list_that_is_refused_costs_one_connection_only(start_server, managers, users):
     """WIRE §6: "`receipt-id` when the bad frame asked for a receipt"; then the server closes."""
     alice, bob = users("alice"), users("bob")
+    server = await start_server(max_watches=2)
     await start(managers, server, alice, [bob])
     await managers.saw(alice, "change", TOLD, userId=bob, online=False)
-    await managers.do(alice, "subscribeToUsers", given=[["no id!"]])
+    await managers.do(alice, "subscribeToUsers", given=[["carol", "dave"]])
     refused = await managers.saw(alice, "refused", TOLD)
-    assert refused["userIds"] == ["no id!"] and "is not an id" in refused["reason"]
+    assert refused["userIds"] == ["carol", "dave"] and "more than 2 users watched" in refused["reason"]
     await managers.saw(alice, "change", TOLD, userId=bob, online=None)
     await managers.saw(alice, "connected", TOLD)
     await managers.saw(alice, "change", TOLD, userId=bob, online=False)

@@ -36,7 +36,7 @@ export interface PresenceManagerOptions {
    * `event` is what the server said; there is none with null.
    */
   onChange?: (userId: string, online: boolean | null, event?: PresenceEvent) => void;
-  /** The server refused a list for this reason; its users are watched no more. */
+  /** The server refused a list for this reason, or these are no ids and were not sent; they are not watched. */
   onRefused?: (userIds: string[], reason: string) => void;
   /** `token` failed; it is called again with the next beat. */
   onError?: (error: unknown) => void;

@@ -3,6 +3,8 @@
 const QUEUE = "/user/queue/online-status";
 const MAX_IDS = 1000; // "at most 1,000 ids in one frame" (WIRE §5)
 const MAX_CHARS = 48_000; // of the ids of one frame, which may have 64 KiB (WIRE §6); ids are ASCII
+const ID = /^[A-Za-z0-9][A-Za-z0-9._~@-]{0,127}$/; // (WIRE §1)
+const PASSING = / a second$/; // "too many ids a second", "more than 100 frames a second": it is not about the list
 
 let receipts = 0; // several managers may share a client
 
@@ -49,6 +51,7 @@ export class PresenceManager {
     if (this.#socket && this.stompClient.connected !== false) {
       this.#send("/app/online-status", JSON.stringify({ online: false }));
       this.#attempt(() => this.#subscription?.unsubscribe());
+      this.#unwatch([...this.#people.keys()]);
     }
     this.disconnected();
     this.#running = this.#hadConnection = false;
@@ -56,19 +59,19 @@ export class PresenceManager {
 
   /** Watch these users (an id, or several), also after a reconnect. For each the first callback is its present status. */
   subscribeToUsers(userIds) {
-    const added = [...idsOf(userIds)].filter((id) => !this.#people.has(id));
+    const given = [...idsOf(userIds)].filter((id) => !this.#people.has(id));
+    const [added, wrong] = [given.filter(isId), given.filter((id) => !isId(id))];
     for (const id of added) this.#people.set(id, { online: null, version: 0, asked: false });
     if (this.#socket) this.#watch(added);
+    // The server would close the connection, and refuse those who are in one list with it.
+    if (wrong.length) this.#tell(() => this.#options.onRefused?.(wrong, "userIds: not an id"));
   }
 
   /** Watch these users no more. There is no callback for that. */
   unsubscribeFromUsers(userIds) {
     const removed = [...idsOf(userIds)].filter((id) => this.#people.has(id));
-    const asked = removed.filter((id) => this.#people.get(id).asked);
+    this.#unwatch(removed);
     for (const id of removed) this.#people.delete(id);
-    for (const part of parts(asked)) {
-      this.#send("/app/presence.unsubscribe", JSON.stringify({ userIds: part }));
-    }
   }
 
   /** The status of a user: true, false, or null when it is unknown. */
@@ -148,12 +151,19 @@ export class PresenceManager {
     }
   }
 
+  #unwatch(ids) {
+    for (const part of parts(ids.filter((id) => this.#people.get(id).asked))) {
+      this.#send("/app/presence.unsubscribe", JSON.stringify({ userIds: part }));
+    }
+  }
+
   /** What a list names that the server refuses is not asked for again: it would be refused with every connection. */
   #refused(frame) {
     const ids = this.#lists.get(frame.headers["receipt-id"]);
-    if (!ids) return;
+    const reason = frame.headers.message ?? "";
+    if (!ids || PASSING.test(reason)) return;
     for (const id of ids) this.#people.delete(id);
-    this.#tell(() => this.#options.onRefused?.(ids, frame.headers.message ?? ""));
+    this.#tell(() => this.#options.onRefused?.(ids, reason));
   }
 
   #take(event) {
@@ -221,6 +231,10 @@ export class PresenceManager {
 
 function idsOf(given) {
   return new Set(typeof given === "string" ? [given] : given);
+}
+
+function isId(given) {
+  return typeof given === "string" && ID.test(given);
 }
 
 /** Split a list into parts that the server takes. */
