@@ -17,9 +17,9 @@ MESSAGE = {
 }
 
 
-def read_all(data: bytes, piece: int) -> int:
+def read_all(data: bytes, piece: int, version: str = "1.2") -> int:
     parser, found = Parser(Limits()), 0
-    parser.version = "1.2"
+    parser.version = version
     for start in range(0, len(data), piece):
         parser.feed(data[start : start + piece])
         while parser.next_frame():
@@ -29,6 +29,13 @@ def read_all(data: bytes, piece: int) -> int:
 
 def test_parse_a_thousand_heartbeats_each_in_its_own_message(benchmark):
     assert benchmark(read_all, HEARTBEAT * FRAMES, len(HEARTBEAT)) == FRAMES
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2"])
+@pytest.mark.parametrize("size", [100, 1_000, 10_000])
+def test_parse_a_hundred_frames_by_size_and_version(benchmark, size, version):
+    frame = encode("SEND", {"destination": "/app/presence.subscribe"}, b"x" * size, version=version)
+    assert benchmark(read_all, frame * 100, len(frame), version) == 100
 
 
 def test_parse_a_thousand_heartbeats_in_pieces_of_a_kilobyte(benchmark):

@@ -16,14 +16,17 @@ MESSAGES = 100_000
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("level", (*LEVELS, JWKS))
-async def test_hostile_messages_harm_neither_the_server_nor_a_neighbour(level):
-    """DESIGN §7: "A clear error, and nothing lost"; "What one client does never delays [...] another"."""
+@pytest.mark.parametrize("levels", [LEVELS, (JWKS,)], ids=["secret", "jwks"])
+async def test_hostile_messages_harm_neither_the_server_nor_a_neighbour(levels):
+    """DESIGN §7: "A clear error, and nothing lost"; "What one client does never delays [...] another".
+
+    One server gets them all, but for those that are about public keys: what leaks a little with each shows in the sum.
+    """
     seed = os.environ.get("PRESENCE_TEST_SEED", "1")
-    campaign = Campaign(seed, (level,), say=lambda _: None)
+    campaign = Campaign(seed, levels, say=lambda _: None)
     campaign.server.start()
     try:
-        await campaign.run(messages=round(MESSAGES * SHARE[level]))
+        await campaign.run(messages=round(MESSAGES * sum(SHARE[level] for level in levels)))
         assert not campaign.findings, f"seed {seed}\n" + "\n".join([*campaign.findings, *campaign.lines()])
         await campaign.server.finish()
     finally:
