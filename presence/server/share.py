@@ -1,4 +1,4 @@
-"""A share of the event loop for each connection's input, whatever it is made of, so that nobody's delays the others'."""
+"""A share of the event loop for each connection's input, whatever it is made of: nobody's delays that of others."""
 
 from __future__ import annotations
 
