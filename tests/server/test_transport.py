@@ -33,9 +33,11 @@ from presence.server import websocket
 from presence.server.auth import TokenVerifier, make_token
 from presence.server.budget import IdBudget
 from presence.server.origins import Origins
+from presence.server.share import Share
 from presence.server.transport import Transport, _message, log_dropped
 from presence.server.websocket import Endpoint, EndpointLimits
 from presence.settings import load
+from presence.stomp import sockjs
 from tests.support.raw_websocket import BINARY, CLOSE, PING, PONG, TEXT, RawWebSocket, ws_frame
 from tests.support.stomp_client import QUEUE, Frame, StompClient, encode
 from tests.support.stub_store import StubStore, service_on, tell
@@ -413,6 +415,26 @@ async def test_nothing_is_left_of_one_who_goes_on_sending_and_does_not_read(serv
                 ws.writer.write(asking)
                 await ws.writer.drain()
     await server.quiet()
+
+
+async def test_what_comes_before_connect_counts_to_its_share_of_the_time(serving, raw, monkeypatch):
+    """DESIGN §7. It takes another way, and no frame limit counts what SockJS wraps around nothing."""
+    noted: list[float] = []
+
+    def note(_share: Share, took: float, _now: float) -> float:
+        noted.append(took)
+        return 0.0
+
+    monkeypatch.setattr(Share, "note", note)
+    server = await serving()
+    ws = await raw(server.url + "/0/x/websocket")
+    before = len(noted)
+    message = json.dumps([""] * 15_000)
+    ws.write(TEXT, message.encode())
+    await wait_until(lambda: len(noted) == before + 2, what="the message to be read, and handled")
+    began = time.perf_counter()
+    sockjs.unwrap(message)
+    assert max(noted[before:]) > (time.perf_counter() - began) / 10
 
 
 async def test_one_who_pings_without_end_and_does_not_read_is_not_answered_without_end(serving, raw):
