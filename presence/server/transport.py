@@ -154,6 +154,7 @@ class Transport:
             self._stream.app_put = _drop
             if self._server is not None:
                 vars(self._server.protocol).pop("handle", None)
+                self._server.frames = self._stream.connection._proto  # noqa: SLF001 (for its end, below)
             while not self._queue.empty():
                 self._queue.get_nowait()
             self._stream = self._server = None
@@ -270,6 +271,8 @@ async def _run_and_forget(server: TCPServer) -> None:
     try:
         await _run(server)
     finally:
+        if frames := vars(server).get("frames"):
+            frames._parse_more.close()  # noqa: SLF001 (its own generator, which goes on as long as it does)
         vars(server).clear()
         if error := reader.exception():
             error.__traceback__ = None  # a reset: the frames that it went through hold the reader, which holds it

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from wsproto.connection import Connection as WSConnection
 from wsproto.connection import ConnectionType
 from wsproto.events import Message
+from wsproto.frame_protocol import FrameProtocol
 
 from presence import stomp
 from presence.bootstrap import _config, _listen
@@ -366,7 +367,8 @@ async def test_what_is_closed_does_not_wait_for_the_garbage_collector(serving, r
     try:
         mine = [one for one in gc.get_objects() if isinstance(one, TCPServer) and vars(one)]
         kept = [weakref.ref(part) for one in mine for part in (one, one.reader, one.writer.transport)]
-        assert len(mine) == 10
+        kept += [weakref.ref(one) for one in gc.get_objects() if isinstance(one, FrameProtocol)]
+        assert len(kept) == 4 * len(mine) == 40
         mine.clear()
         for ws in sockets:
             match how:
