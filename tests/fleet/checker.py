@@ -14,7 +14,7 @@ Rules, by the names that findings bear:
 - ``ghost``: nobody is online for longer than lease + outage + amnesty + 250 ms after the last sign of life; after an
   end that an instance could see, the lease is no excuse.
 - ``log``: Kafka's log holds each change once or more, in rising order per key after dropping repeats.
-- ``row``, ``rest``, ``store``: these say the truth at the end.
+- ``row``, ``rest``, ``store``: these say the truth at the end; every history store and every instance of everybody.
 
 Where the truth is out of reach, the rules say so, and cover no more:
 
@@ -559,14 +559,24 @@ class _Check:
                     self._find(
                         rule, event.user, self.end, f"{event.instance} {says}".strip(), [line, *self._shows(event.user)]
                     )
+        self._asked(truths)
         self._rows()
+
+    def _asked(self, users: Iterable[str]) -> None:
+        """At the end every instance answers, of everybody: nothing is broken any more that excuses a 503."""
+        said = {(event.instance, event.user) for event, _ in self.record.final["rest"]}
+        for name in {*self.setup.instances, *(instance for instance, _ in said)} or {""}:
+            for user in users:
+                if (name, user) not in said:
+                    self._find("rest", user, self.end, f"{name} says nothing".strip(), self._shows(user))
 
     def _rows(self) -> None:
         """Each history store has a row of everybody who ever changed, of the last change."""
         stores: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
         for event, line in self.record.final["row"]:
             stores[event.instance][event.user] = event.version, line
-        for name, rows in stores.items():
+        for name in {*self.setup.histories, *stores} or {""}:
+            rows = stores[name]
             for user, changes in self.changes.items():
                 last = changes[-1]
                 if self._may_be_lost(last.made):

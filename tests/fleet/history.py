@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 _SESSIONS = {
@@ -80,6 +80,10 @@ class Setup:
     """Changes go through Kafka, whose log is in the record."""
     takeover: float = 0.0
     """By then another instance brings the changes to Kafka, when the one that did is killed, stopped or frozen."""
+    instances: tuple[str, ...] = ()
+    """Each is asked over REST at the end."""
+    histories: tuple[str, ...] = ()
+    """Names of the history stores, each of which is read at the end."""
     seed: str = ""
     name: str = ""
     """Of the fault, for the reader."""
@@ -153,7 +157,9 @@ class History:
             try:
                 content = json.loads(line)
                 if history is None:
-                    history = cls(Setup(**content))
+                    setup = Setup(**content)
+                    instances, histories = tuple(setup.instances), tuple(setup.histories)
+                    history = cls(replace(setup, instances=instances, histories=histories))
                     continue
                 event = Event(**content | {"users": tuple(content.get("users", ()))})
                 if event.what not in EVENTS:

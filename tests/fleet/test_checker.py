@@ -22,7 +22,7 @@ class Story:
     """
 
     def __init__(self, *, relayed: bool = True) -> None:
-        self.setup = Setup(lease=2.0, amnesty=2.0, drain=2.0, relayed=relayed)
+        self.setup = Setup(lease=2.0, amnesty=2.0, drain=2.0, relayed=relayed, instances=(A, B), histories=("",))
         self.events: list[Event] = []
         self.come("a1", "alice", 0.0)
         self.come("w", "wendy", 0.2, instance=B)
@@ -40,9 +40,6 @@ class Story:
         self.beats("a2", 7.8, 20.0)
         self.add(20.0, "end")
         self.add(20.1, "store", user="alice", online=True)
-        for instance in (A, B):
-            self.add(20.2, "rest", user="alice", online=True, instance=instance)
-            self.add(20.2, "rest", user="wendy", online=False, instance=instance)
         self.add(20.3, "row", user="alice", online=True, version=version(7.05))
         self.add(20.3, "row", user="wendy", online=False, version=version(2.35))
 
@@ -68,6 +65,10 @@ class Story:
         self.add(at, "change", user=user, online=online, version=version(at))
         if self.setup.relayed:
             self.add(at + 100, "log", user=user, online=online, version=version(at))
+        last = [event for event in self.events if of("change", user=user)(event)][-1]
+        self.events = [event for event in self.events if not of("rest", user=user)(event)]
+        for instance in (A, B):
+            self.add(20.2, "rest", user=user, online=last.online, instance=instance)
 
     def tell(self, when: float, *, at: float, online: bool, snapshot: bool = False, subscription: str = "s") -> None:
         self.add(
@@ -432,7 +433,7 @@ def test_somebody_online_for_ever_is_found(story):
     story.add(2.0, "left", session="b")
     story.add(20.1, "store", user="bob", online=True)
     story.add(20.3, "row", user="bob", online=True, version=version(1.05))
-    assert story.findings() == {("ghost", "bob"), ("store", "bob"), ("row", "bob")}
+    assert story.findings() == {("ghost", "bob"), ("store", "bob"), ("rest", "bob"), ("row", "bob")}
 
 
 def test_somebody_online_without_any_session_is_found(story):
@@ -487,6 +488,29 @@ def test_a_store_that_does_not_say_the_truth_at_the_end_is_found(story, what, va
 def test_a_row_that_is_missing_is_found(story):
     story.drop(of("row", user="wendy"))
     assert story.findings() == {("row", "wendy")}
+
+
+@pytest.mark.parametrize("setup", [{}, {"instances": (), "histories": ()}])
+@pytest.mark.parametrize("what", ["rest", "row"])
+def test_a_store_that_was_not_asked_is_found(story, what, setup):
+    story.setup = replace(story.setup, **setup)
+    story.drop(of(what))
+    assert story.findings() == {(what, "alice"), (what, "wendy")}
+
+
+def test_an_instance_that_was_not_asked_is_found(story):
+    story.drop(of("rest", instance=B))
+    assert story.findings() == {("rest", "alice"), ("rest", "wendy")}
+
+
+def test_an_instance_that_says_nothing_of_somebody_is_found(story):
+    story.drop(of("rest", instance=B, user="wendy"))
+    assert story.findings() == {("rest", "wendy")}
+
+
+def test_a_history_store_that_was_not_read_is_found(story):
+    story.setup = replace(story.setup, histories=("", "cassandra"))
+    assert story.findings() == {("row", "alice"), ("row", "wendy")}
 
 
 def lost_at(story: Story, at: float) -> None:

@@ -117,6 +117,8 @@ class World:
             unix=time.time(),
             relayed=kafka is not None,
             takeover=0.0 if kafka is None else TAKEOVER,
+            instances=tuple(self.instances),
+            histories=tuple(self.instances) if cassandra is None else ("cassandra",),
             seed=seed,
             name=name,
         )
@@ -204,7 +206,7 @@ class World:
         for user in sorted(self._online()):
             self.recorder.note("store", user=user, online=True)
         for name, server in self.instances.items():
-            answer = await server.post("/api/presence/batch", "nobody", json=self.users)
+            answer = await server.post("/api/presence/batch", "nobody", json=self.users + self._watchers)
             for user, entry in answer.json().items() if answer.status == 200 else ():
                 self.recorder.note("rest", user=user, online=entry["isOnline"], instance=name)
         for name, rows in (await self._rows()).items():
