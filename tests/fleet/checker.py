@@ -6,6 +6,8 @@ Rules, by the names that findings bear:
   stands outside the order.
 - ``repeated``: a MESSAGE without ``snapshot`` turns round what was told last on that subscription, with a higher
   version.
+- ``unanswered``: a watch is answered within `DELIVERY`, and what was broken on its way; before the answer each user's
+  snapshot has come.
 - ``invented``: what is told of a version is what the stream, or the log, holds of it.
 - ``missed``: each change reached every watcher who was connected throughout, as itself, as a newer one, or cancelled by
   a later opposite one: within `DELIVERY`, and what was broken on its way.
@@ -138,6 +140,20 @@ class Change:
 
 
 @dataclass
+class Ask:
+    """A watch that a session has asked for."""
+
+    session: str
+    instance: str
+    users: tuple[str, ...]
+    at: float
+    line: int
+    answered: float = inf
+    till: float = inf
+    """When the connection ended, or the session wanted it no more."""
+
+
+@dataclass
 class Watch:
     """A user watched by a session through a subscription."""
 
@@ -165,6 +181,8 @@ class _Record:
         self.spans: dict[str, list[Span]] = defaultdict(list)  # by user
         self.changes: dict[str, list[Change]] = defaultdict(list)  # by user, in the order of versions
         self.watches: list[Watch] = []
+        self.asks: list[Ask] = []
+        self.silent: list[tuple[Watch, float, int]] = []  # at the answer nothing had been told
         self.outages: list[Outage] = []
         self.amnesties: list[Outage] = []
         self.stalls: list[Outage] = []
@@ -176,6 +194,7 @@ class _Record:
         self._first: dict[str, Span] = {}
         self._asked: dict[tuple[str, int], tuple[Span, int]] = {}
         self._watches: dict[str, dict[tuple[str, str], Watch]] = defaultdict(dict)
+        self._asks: dict[str, list[Ask]] = defaultdict(list)  # by session, while they have no answer
         self._subscriptions: dict[str, list[str]] = defaultdict(list)
         self._faults: dict[str, Event] = {}
         self._readers = {what: getattr(self, f"_{what}") for what in EVENTS}
@@ -228,6 +247,8 @@ class _Record:
         self._off(event, line)
         for watch in self._watches[event.session].values():
             watch.till = event.at
+        for ask in self._asks.pop(event.session, ()):
+            ask.till = event.at
 
     _closed = _died = _cut = _lost = _refused = _left
 
@@ -245,15 +266,26 @@ class _Record:
         return found
 
     def _watching(self, event: Event, line: int) -> None:
-        pass
+        ask = Ask(event.session, self._first[event.session].instance, event.users, event.at, line)
+        self.asks.append(ask)
+        self._asks[event.session].append(ask)
 
     def _watched(self, event: Event, line: int) -> None:
+        asks = self._asks[event.session]
+        if ask := next((ask for ask in asks if ask.users == event.users), None):
+            ask.answered = event.at
+            asks.remove(ask)
         for user in event.users:
             for subscription in self._subscriptions[event.session]:
                 watch = self._watch(event.session, subscription, user)
                 watch.since = min(watch.since, event.at)
+                if not watch.told:
+                    self.silent.append((watch, event.at, line))
 
     def _unwatched(self, event: Event, line: int) -> None:
+        for ask in self._asks[event.session]:
+            if not set(ask.users).isdisjoint(event.users):
+                ask.till = min(ask.till, event.at)
         for user in event.users:
             for subscription in self._subscriptions[event.session]:
                 if watch := self._watches[event.session].pop((subscription, user), None):
@@ -324,15 +356,26 @@ class _Check:
         found = [o for o in self.record.outages if o.on == on and (not hows or o.how in hows) and o.meets(since, till)]
         return min(found, key=lambda outage: outage.since, default=None)
 
-    def _prolonged(self, since: float, deadline: float, *others: str, amnesty: bool) -> float:
-        """The deadline, put off for as long as the store (``amnesty``: and its amnesty) or others were away."""
+    def _prolonged(
+        self,
+        since: float,
+        deadline: float,
+        *others: str,
+        amnesty: bool = False,
+        relay: bool = False,
+        clients: bool = False,
+    ) -> float:
+        """The deadline, put off for as long as something on the way was away.
+
+        The store always is (``amnesty``: and its amnesty), with ``relay`` whoever brings the changes to Kafka, with
+        ``clients`` those who read; and the others named.
+        """
         rest = min(self.setup.amnesty, self.setup.lease) if amnesty else 0.0
         away = [(o.since, o.till + rest) for o in self.store_outages]
         away += [(o.since, o.till) for o in self.record.amnesties if amnesty]
         away += [(o.since, o.till) for o in self.record.outages if o.on in others]
-        if not amnesty:
-            away += [(o.since, o.till) for o in self.record.stalls]
-            away += [(o.since, o.since + self.setup.takeover) for o in self.instance_outages]
+        away += [(o.since, o.till) for o in self.record.stalls if clients]
+        away += [(o.since, o.since + self.setup.takeover) for o in self.instance_outages if relay]
         counted = since
         for begun, till in sorted(away):
             if begun <= deadline and till > counted:
@@ -417,6 +460,7 @@ class _Check:
         for watch in self.record.watches:
             self._order(watch)
             self._missed(watch)
+        self._unanswered()
         for user in self.changes:
             self._lives(user)
         if self.setup.relayed:
@@ -462,7 +506,7 @@ class _Check:
         times = [at for at, _, _ in watch.told]
         for index, change in enumerate(changes):
             made = max(change.made, watch.since)
-            by = self._prolonged(made, made + DELIVERY, watch.instance, "kafka", amnesty=False)
+            by = self._prolonged(made, made + DELIVERY, watch.instance, "kafka", relay=True, clients=True)
             if made >= watch.till or by >= min(watch.till, self.end):
                 continue  # not connected for long enough; at the end the last word is looked at
             said = bisect_right(times, by) - 1
@@ -479,6 +523,17 @@ class _Check:
             first = next((at for at, told, _ in watch.told if told.version == change.version), None)
             if first is not None and change.made >= watch.since:
                 self.report.slowest = max(self.report.slowest, first - change.made)
+
+    def _unanswered(self) -> None:
+        """Snapshots wait for the store and its amnesty; last seen is asked of Cassandra, up to its time limit."""
+        for ask in self.record.asks:
+            by = self._prolonged(ask.at, ask.at + DELIVERY, ask.instance, "cassandra", amnesty=True, clients=True)
+            if by < min(ask.answered, ask.till, self.end):
+                user = ask.users[0] if ask.users else ""
+                says = f"the watch of {len(ask.users)} users was not answered by {by:.3f}"
+                self._find("unanswered", user, ask.at, says, [ask.line], ask.session)
+        for watch, at, line in self.record.silent:
+            self._find("unanswered", watch.user, at, "watched, and no snapshot before", [line], watch.session)
 
     def _lives(self, user: str) -> None:
         """Whether the user was offline, or online, when nothing of the kind could be."""

@@ -244,6 +244,83 @@ def test_a_wrong_last_word_is_found(story):
     assert ("last word", "alice") in story.findings()
 
 
+def walt(story: Story, **told: Any) -> None:
+    """Walt comes to B at 9, and asks for Alice at 9.4; what he is told of her at 9.5."""
+    story.come("w2", "walt", 9.0, instance=B)
+    story.beats("w2", 9.8, 20.0)
+    story.add(9.4, "subscribed", session="w2", subscription="s")
+    story.add(9.41, "watching", session="w2", users=("alice",))
+    values = {"online": True, "version": version(7.05), "snapshot": True} | told
+    story.add(9.5, "told", session="w2", subscription="s", user="alice", **values)
+    story.add(9.51, "watched", session="w2", users=("alice",))
+    story.add(20.1, "store", user="walt", online=True)
+    story.add(20.3, "row", user="walt", online=True, version=version(9.05))
+
+
+def test_another_watcher_passes(story):
+    walt(story)
+    assert story.findings() == set()
+
+
+UNANSWERED = {("unanswered", "alice")}
+
+
+def test_a_watch_that_is_never_answered_is_found(story):
+    walt(story)
+    story.drop(of("watched", session="w2"))
+    assert story.findings() == UNANSWERED
+    story.drop(of("told", session="w2"))
+    assert story.findings() == UNANSWERED
+
+
+def test_a_watch_that_is_answered_without_a_snapshot_is_found(story):
+    walt(story)
+    story.alter(of("told", session="w2"), at=9.6)
+    assert story.findings() == UNANSWERED
+
+
+@pytest.mark.parametrize(("at", "expected"), [(11.6, set()), (11.7, UNANSWERED)])
+def test_a_watch_that_is_answered_late_is_found(story, at, expected):
+    walt(story)
+    story.alter(of("watched", session="w2"), at=at)
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize("how", ["lost", "unwatched"])
+@pytest.mark.parametrize(("at", "expected"), [(11.6, set()), (11.7, UNANSWERED)])
+def test_whoever_does_not_wait_for_the_answer_is_owed_none(story, how, at, expected):
+    walt(story)
+    story.drop(of("watched", session="w2"))
+    story.drop(of("told", session="w2"))
+    story.drop(lambda event: event.session == "w2" and event.what in {"beat", "receipt"})
+    story.drop(of("store", user="walt"))
+    story.add(at, how, session="w2", users=("alice",) if how == "unwatched" else ())
+    story.change("walt", 11.2, online=False)
+    story.alter(of("row", user="walt"), online=False, version=version(11.2))
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize(
+    ("on", "answered", "expected"),
+    [
+        ("redis", 15.6, set()),  # 11.66, away for 2 s, and 2 s of amnesty
+        ("redis", 15.7, UNANSWERED),
+        (B, 13.6, set()),
+        (B, 13.8, UNANSWERED),
+        ("cassandra", 13.6, set()),
+        ("cassandra", 13.8, UNANSWERED),
+        (A, 11.8, UNANSWERED),
+        ("kafka", 11.8, UNANSWERED),
+    ],
+)
+def test_an_answer_is_late_as_long_as_its_way_is_broken(story, on, answered, expected):
+    walt(story)
+    story.broken(on, "frozen", 9.45, 11.45)
+    story.alter(of("watched", session="w2"), at=answered)
+    story.alter(of("told", session="w2"), at=answered - 0.01)
+    assert story.findings() == expected
+
+
 # Who is there
 
 
