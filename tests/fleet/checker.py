@@ -12,7 +12,8 @@ Rules, by the names that findings bear:
 - ``missed``: each change reached every watcher who was connected throughout, as itself, as a newer one, or cancelled by
   a later opposite one: within `DELIVERY`, and what was broken on its way.
 - ``last word``: at the end each watcher was told the truth last.
-- ``false offline``: no offline for a user with a session whose beats an instance could take.
+- ``false offline``: no offline for a user with a session whose beats an instance could take: neither a change, nor a
+  snapshot of somebody who has been there since it was asked for, or for longer than a change may take.
 - ``ghost``: nobody is online for longer than lease + outage + amnesty + 250 ms after the last sign of life; after an
   end that an instance could see, the lease is no excuse.
 - ``log``: Kafka's log holds each change once or more, in rising order per key after dropping repeats.
@@ -161,6 +162,8 @@ class Watch:
     instance: str
     subscription: str
     user: str
+    asked: float = -inf
+    """From then on the first snapshot can have been read; -inf: nobody asked for it."""
     since: float = inf
     """From then on (a receipt) all changes are to be told."""
     till: float = inf
@@ -195,7 +198,8 @@ class _Record:
         self._asked: dict[tuple[str, int], tuple[Span, int]] = {}
         self._watches: dict[str, dict[tuple[str, str], Watch]] = defaultdict(dict)
         self._asks: dict[str, list[Ask]] = defaultdict(list)  # by session, while they have no answer
-        self._subscriptions: dict[str, list[str]] = defaultdict(list)
+        self._subscriptions: dict[str, dict[str, float]] = defaultdict(dict)  # and since when
+        self._wanted: dict[tuple[str, str], float] = {}  # by session and user, since when
         self._faults: dict[str, Event] = {}
         self._readers = {what: getattr(self, f"_{what}") for what in EVENTS}
         for line, event in enumerate(history.events, 2):
@@ -255,12 +259,14 @@ class _Record:
     # Watchers
 
     def _subscribed(self, event: Event, line: int) -> None:
-        self._subscriptions[event.session].append(event.subscription)
+        self._subscriptions[event.session][event.subscription] = event.at
 
     def _watch(self, session: str, subscription: str, user: str) -> Watch:
         found = self._watches[session].get((subscription, user))
         if found is None:
+            asked = self._wanted.get((session, user)), self._subscriptions[session].get(subscription)
             found = Watch(session, self._first[session].instance, subscription, user)
+            found.asked = max((at for at in asked if at is not None), default=-inf)
             self._watches[session][subscription, user] = found
             self.watches.append(found)
         return found
@@ -268,6 +274,7 @@ class _Record:
     def _watching(self, event: Event, line: int) -> None:
         ask = Ask(event.session, self._first[event.session].instance, event.users, event.at, line)
         self.asks.append(ask)
+        self._wanted.update(((event.session, user), event.at) for user in event.users)
         self._asks[event.session].append(ask)
 
     def _watched(self, event: Event, line: int) -> None:
@@ -335,6 +342,7 @@ class _Check:
         self.instance_outages = [o for o in record.outages if o.on not in SERVICES] if self.setup.takeover else []
         self.lost_windows = list(self._lost_windows())
         self.online_in_store = {event.user for event, _ in record.final["store"] if event.online}
+        self._present: dict[str, list[tuple[float, float, Span]]] = {}
         self.known = {(u, c.version): c.online for u, changes in self.changes.items() for c in changes}
 
     def _lost_windows(self) -> Iterator[tuple[float, float]]:
@@ -394,29 +402,48 @@ class _Check:
                     return one
         return None
 
-    def _is_there(self, span: Span, at: float) -> bool:
-        """Certainly: an instance took a beat of it less than a lease ago, and it has not ended."""
+    def _sure(self, span: Span) -> list[tuple[float, float]]:
+        """From when till when it certainly lasts: a lease from each beat that an instance took, until it ends."""
         stop = self._stop(span)
-        if stop is not None and stop.since <= at and stop.since + self.setup.drain - EXACT <= at:
-            return False
-        if span.ended <= at:
-            # Its lease goes on when its instance was killed or stopped: not when the store has forgotten it, too.
-            killed = self._out(span.instance, span.ended - FLIGHT, span.ended, "killed")
-            emptied = any(o.how == "emptied" and o.till >= span.ended - FLIGHT for o in self.store_outages)
-            if span.how != "lost" or not (killed or stop) or emptied:
-                return False
-        for index in range(bisect_right(span.sent, at) - 1, -1, -1):
-            sent, taken = span.sent[index], span.taken[index]
+        till = inf if stop is None else max(stop.since, stop.since + self.setup.drain - EXACT)
+        # Its lease goes on when its instance was killed or stopped: not when the store has forgotten it, too.
+        killed = self._out(span.instance, span.ended - FLIGHT, span.ended, "killed")
+        emptied = any(o.how == "emptied" and o.till >= span.ended - FLIGHT for o in self.store_outages)
+        if span.how != "lost" or not (killed or stop) or emptied:
+            till = min(till, span.ended)
+        sure = []
+        for index, (sent, taken) in enumerate(zip(span.sent, span.taken, strict=True)):
             if stop is not None and sent >= stop.since and (index or span.signed_on):
                 continue
-            if sent + self.setup.lease - EXACT <= at:
-                return False
-            if taken <= at:
-                return True
+            since = taken
             # Without a receipt a beat counts when nothing hindered the instance from taking it.
-            if index and sent + FLIGHT <= at and not self._out(span.instance, sent - EXACT, sent + FLIGHT):
-                return True
-        return False
+            if index and taken > sent + FLIGHT and not self._out(span.instance, sent - EXACT, sent + FLIGHT):
+                since = sent + FLIGHT
+            ends = min(till, sent + self.setup.lease - EXACT)
+            if since < ends:
+                sure.append((since, ends))
+        return sure
+
+    def _presence(self, user: str) -> list[tuple[float, float, Span]]:
+        """From when till when the user is certainly there, in order and without overlap; with a session."""
+        if user not in self._present:
+            sure = [(*times, span) for span in self.spans.get(user, ()) for times in self._sure(span)]
+            found: list[tuple[float, float, Span]] = []
+            for one in sorted(sure, key=lambda one: one[:2]):
+                if not found or found[-1][1] < one[0]:
+                    found.append(one)
+                elif found[-1][1] < one[1]:
+                    found[-1] = found[-1][0], *one[1:]
+            self._present[user] = found
+        return self._present[user]
+
+    def _there(self, user: str, at: float) -> tuple[float, Span] | None:
+        """Since when the user has certainly been there without a break, and a session; None: it is not certain."""
+        presence = self._presence(user)
+        index = bisect_right(presence, at, key=lambda one: one[0]) - 1
+        if index < 0 or presence[index][1] <= at:
+            return None
+        return presence[index][0], presence[index][2]
 
     def _gone(self, span: Span, at: float) -> float:
         """When the session was over, seen from ``at``: its end, or the end of its lease; inf: it is not."""
@@ -448,7 +475,10 @@ class _Check:
     def _truth(self, user: str) -> bool | None:
         """Whether the user is online at the end; None: it is open."""
         spans = self.spans[user]
-        if any(span.ended > self.end and self._is_there(span, self.end) for span in spans):
+        if any(
+            span.ended > self.end and any(since <= self.end < till for since, till in self._sure(span))
+            for span in spans
+        ):
             return True
         if all(self._may_last(span, self.end) < self.end for span in spans):
             return False
@@ -460,6 +490,7 @@ class _Check:
         for watch in self.record.watches:
             self._order(watch)
             self._missed(watch)
+            self._told_offline(watch)
         self._unanswered()
         for user in self.changes:
             self._lives(user)
@@ -524,6 +555,24 @@ class _Check:
             if first is not None and change.made >= watch.since:
                 self.report.slowest = max(self.report.slowest, first - change.made)
 
+    def _told_offline(self, watch: Watch) -> None:
+        """Whether the watcher was told offline of somebody who was there when that was read.
+
+        A change of the stream is looked at where it was made (`_lives`), and its delay by `_missed`.
+        """
+        for index, (at, event, line) in enumerate(watch.told):
+            is_change = not event.snapshot and (watch.user, event.version) in self.known
+            if event.online or is_change or not (found := self._there(watch.user, at)):
+                continue
+            since, alive = found
+            # The first is read once it has been asked for; what follows is as late as a change may be.
+            by = self._prolonged(since, since + DELIVERY, watch.instance, "kafka", relay=True, clients=True)
+            if by < at or (index == 0 and since <= watch.asked):
+                says = (
+                    f"told offline {event.version} with session {alive.session} on {alive.instance} since {since:.3f}"
+                )
+                self._find("false offline", watch.user, at, says, [line, alive.line, alive.end_line], watch.session)
+
     def _unanswered(self) -> None:
         """Snapshots wait for the store and its amnesty; last seen is asked of Cassandra, up to its time limit."""
         for ask in self.record.asks:
@@ -537,12 +586,11 @@ class _Check:
 
     def _lives(self, user: str) -> None:
         """Whether the user was offline, or online, when nothing of the kind could be."""
-        spans = self.spans.get(user, [])
         changes = self.changes[user]
         for change, following in zip(changes, [*changes[1:], None], strict=True):
             if not change.online:
-                alive = next((span for span in spans if self._is_there(span, change.made)), None)
-                if alive is not None:
+                if found := self._there(user, change.made):
+                    alive = found[1]
                     says = f"offline with session {alive.session} on {alive.instance}"
                     self._find("false offline", user, change.made, says, [change.line, alive.line, alive.end_line])
                 continue

@@ -262,6 +262,55 @@ def test_another_watcher_passes(story):
     assert story.findings() == set()
 
 
+FALSE = {("false offline", "alice")}
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.0, FALSE), (4.01, FALSE)])
+def test_a_first_snapshot_that_says_offline_of_somebody_who_is_there_is_found(story, last, expected):
+    walt(story, online=False, version=version(last))
+    story.add(9.7, "told", session="w2", subscription="s", user="alice", online=True, version=version(7.05))
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize(("at", "expected"), [(9.4, FALSE), (9.42, set())])
+def test_a_first_snapshot_was_true_if_she_came_after_it_was_asked_for(story, at, expected):
+    """Her first receipt is at ``at``: from then on it is certain that she is there."""
+    walt(story, online=False, version=version(4.01))
+    story.drop(lambda event: event.session == "a2" and event.what in {"beat", "receipt"} and event.at < 9.5)
+    story.alter(of("connected", session="a2"), at=at)
+    story.alter(of("connecting", session="a2"), at=9.0)
+    story.add(9.7, "told", session="w2", subscription="s", user="alice", online=True, version=version(7.05))
+    assert story.findings() - {("ghost", "alice")} == expected
+
+
+@pytest.mark.parametrize("broken", ["redis", B, "kafka"])
+def test_a_first_snapshot_has_no_excuse(story, broken):
+    """It may come late, but then it says what is so."""
+    walt(story, online=False, version=version(4.01))
+    story.broken(broken, "frozen", 9.42, 9.45)
+    story.add(9.7, "told", session="w2", subscription="s", user="alice", online=True, version=version(7.05))
+    assert story.findings() == FALSE
+
+
+@pytest.mark.parametrize(
+    ("at", "broken", "expected"),
+    [
+        (9.3, "", set()),  # there since 7.1
+        (9.4, "", FALSE),
+        (11.2, B, set()),
+        (11.4, B, FALSE),
+        (11.2, A, FALSE),
+    ],
+)
+def test_a_later_snapshot_that_says_offline_is_late_at_most(story, at, broken, expected):
+    """Version 0 stands outside the order, so that no other rule sees it."""
+    if broken:
+        story.broken(broken, "frozen", 7.2, 9.2)
+    story.tell(at, at=0.0, online=False, snapshot=True)
+    story.tell(at + 0.1, at=7.05, online=True, snapshot=True)
+    assert story.findings() == expected
+
+
 UNANSWERED = {("unanswered", "alice")}
 
 
