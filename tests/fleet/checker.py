@@ -14,9 +14,9 @@ Rules, by the names that findings bear:
 - ``last word``: at the end each watcher was told the truth last.
 - ``false offline``: no offline for a user with a session whose beats an instance could take: neither a change, nor a
   snapshot of somebody who has been there since it was asked for, or for longer than a change may take.
-- ``ghost``: nobody is online for longer than lease + outage + amnesty + 250 ms after the last sign of life; after an
-  end that an instance could see, the lease is no excuse.
-- ``log``: Kafka's log holds each change once or more, in rising order per key after dropping repeats.
+- ``ghost``: nobody is online for longer than lease + outage + amnesty + 250 ms after the last sign of life, whether or
+  not they come back; after an end that an instance could see, the lease is no excuse.
+- ``log``: Kafka's log holds each change once or more, and no other, in rising order per key after dropping repeats.
 - ``row``, ``rest``, ``store``: these say the truth at the end; every history store and every instance of everybody.
 
 Where the truth is out of reach, the rules say so, and cover no more:
@@ -357,6 +357,14 @@ class _Check:
     def _may_be_lost(self, made: float) -> bool:
         return any(since <= made <= till for since, till in self.lost_windows)
 
+    def _nobody_made(self, user: str, version: int) -> bool:
+        """It is not in the stream, and cannot have been lost with it before the record had read it."""
+        made = version / 1e6 - self.setup.unix
+        return (user, version) not in self.known and not any(
+            o.how in {"emptied", "failed over"} and o.since - UNREAD <= made <= o.since + EXACT
+            for o in self.store_outages
+        )
+
     # What is broken when
 
     def _out(self, on: str, since: float, till: float, *hows: str) -> Outage | None:
@@ -523,11 +531,9 @@ class _Check:
             elif event.version and event.version < highest:
                 self._find("order", watch.user, at, f"{said} after version {highest}", lines, watch.session)
             if event.version:
-                online = self.known.get((watch.user, event.version))
-                made = event.version / 1e6 - self.setup.unix
-                if online is not None and online is not event.online:
+                if self.known.get((watch.user, event.version), event.online) is not event.online:
                     self._find("invented", watch.user, at, f"{said}, which says otherwise", lines, watch.session)
-                elif online is None and not self._may_be_lost(made):
+                elif self._nobody_made(watch.user, event.version):
                     self._find("invented", watch.user, at, f"{said}, which nobody made", lines, watch.session)
             highest = max(highest, event.version)
             before = at, event, line
@@ -632,6 +638,8 @@ class _Check:
             highest[user] = max(version, highest.get(user, 0))
             if self.known.get((user, version), event.online) is not event.online:
                 self._find("log", user, event.at, f"version {version} says otherwise in the stream", [line])
+            elif self._nobody_made(user, version):
+                self._find("log", user, event.at, f"version {version}, which nobody made", [line])
         for user, changes in self.changes.items():
             for change in changes:
                 if change.version not in seen[user] and not self._may_be_lost(change.made):
@@ -674,10 +682,16 @@ class _Check:
                     self._find("rest", user, self.end, f"{name} says nothing".strip(), self._shows(user))
 
     def _rows(self) -> None:
-        """Each history store has a row of everybody who ever changed, of the last change."""
+        """Each history store has a row of everybody who ever changed, of the last change; and none of anything else."""
         stores: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
         for event, line in self.record.final["row"]:
             stores[event.instance][event.user] = event.version, line
+            if self._nobody_made(event.user, event.version):
+                says = f"{event.instance} has version {event.version}, which nobody made"
+                self._find("row", event.user, self.end, says.strip(), [line])
+            elif self.known.get((event.user, event.version), event.online) is not event.online:
+                says = f"{event.instance} says otherwise of version {event.version}"
+                self._find("row", event.user, self.end, says.strip(), [line])
         for name in {*self.setup.histories, *stores} or {""}:
             rows = stores[name]
             for user, changes in self.changes.items():

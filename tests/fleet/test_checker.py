@@ -593,6 +593,39 @@ def test_a_record_that_says_otherwise_is_found(story):
     assert story.findings() == {("log", "alice")}
 
 
+INVENTED = [(9.9, False), (9.9, True), (0.0, False)]
+
+
+@pytest.mark.parametrize(("at", "online"), INVENTED)
+def test_a_record_of_a_version_that_nobody_made_is_found(story, at, online):
+    story.add(100.0, "log", user="alice", online=online, version=version(at))
+    assert story.findings() == {("log", "alice")}
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"), [(9.4, {("log", "alice")}), (9.6, set()), (10.01, set()), (10.1, {("log", "alice")})]
+)
+@pytest.mark.parametrize("how", ["emptied", "failed over"])
+def test_a_record_may_be_of_a_change_that_nobody_could_read_any_more(story, how, at, expected):
+    story.broken("redis", how, 10.0, 10.2)
+    story.broken("kafka", "frozen", 9.0, 10.5)  # which keeps no change from being read
+    story.add(120.0, "log", user="alice", online=False, version=version(at))
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize("at", (7.06, 12.0))
+def test_a_row_of_a_version_that_nobody_made_is_found(story, at):
+    story.alter(of("row", user="alice"), version=version(at))
+    assert story.findings() == {("row", "alice")}
+
+
+def test_a_row_that_says_otherwise_than_its_change_is_found(story):
+    """A row of somebody who may be there or not, so that the truth does not tell."""
+    story.come("b", "bob", 17.0)
+    story.add(20.3, "row", user="bob", online=False, version=version(17.05))
+    assert story.findings() == {("row", "bob")}
+
+
 def test_without_kafka_there_is_no_log():
     assert Story(relayed=False).findings() == set()
 
