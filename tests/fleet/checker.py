@@ -55,6 +55,8 @@ UNREAD = 0.5
 """A change may be lost with the store's data if it was made so shortly before, s."""
 EXACT = 0.02
 """How well the record's clock and the store's go together, s."""
+TICK = 1e-6
+"""Just before, s."""
 
 SERVICES = {"redis", "kafka", "cassandra"}
 CLEAN = {"left", "closed", "died", "off"}
@@ -603,25 +605,63 @@ class _Check:
             self._haunts(user, change, following)
 
     def _haunts(self, user: str, change: Change, following: Change | None) -> None:
-        """Whether the user was online for longer than there was a session."""
-        forgotten = any(o.how == "emptied" and o.till >= change.made for o in self.store_outages)
-        forgotten = forgotten or self._may_be_lost(change.made)
-        if forgotten and (following.online if following else user not in self.online_in_store):
-            return  # when the store lost its data the user was no more online in it, and no change says when
+        """Whether the user was online for longer than there was a session, at the end of the time or on the way."""
         till = following.made if following else self.end
         spans = [span for span in self.spans.get(user, ()) if span.begun <= till]
-        may = max((self._may_last(span, till) for span in spans), default=change.made - EXACT)
+        signs = {at for span in spans for at in (*span.sent, span.ended) if change.made < at < till}
+        before = change.made
+        for sign in sorted(signs):
+            if sign - before > SWEEP + SLACK:  # else nobody is a ghost yet
+                there = [span for span in spans if span.begun < sign]
+                self._ghost(user, change, there, sign, self._forgotten(change, sign))
+            before = sign
+        forgotten = self._forgotten(change, inf)
+        unsaid = forgotten and (following.online if following else user not in self.online_in_store)
+        self._ghost(user, change, spans, till, unsaid, following)
         gone = max((self._gone(span, till) for span in spans), default=change.made)
-        if gone < inf:
+        if gone < inf and not unsaid:
             self.report.longest_ghost = max(self.report.longest_ghost, till - max(gone, change.made))
-        if may < till:
-            says = f"online until {till:.3f}, but no session lasts beyond {may:.3f}"
-            lines = [
-                change.line,
-                *(span.end_line or span.line for span in spans[-3:]),
-                following.line if following else 0,
-            ]
-            self._find("ghost", user, may, says, lines)
+
+    def _forgotten(self, change: Change, till: float) -> bool:
+        """The store has lost its data since the change, or the change itself."""
+        emptied = any(o.how == "emptied" and change.made <= o.till and o.since <= till for o in self.store_outages)
+        return emptied or self._may_be_lost(change.made)
+
+    def _ghost(
+        self,
+        user: str,
+        change: Change,
+        spans: Sequence[Span],
+        till: float,
+        forgotten: bool,
+        following: Change | None = None,
+    ) -> None:
+        """Whether the user, online until ``till``, had none of these sessions any more.
+
+        Args:
+            forgotten: when the store lost its data the user was no more online in it, and no change says when: what
+                does say it is what watchers were told.
+        """
+        seen = till if following or till == self.end else till - TICK
+        may = max((self._may_last(span, seen) for span in spans), default=change.made - EXACT)
+        if may >= till:
+            return
+        lines = [
+            change.line,
+            *(span.end_line or span.line for span in spans[-3:]),
+            following.line if following else 0,
+        ]
+        if not forgotten:
+            self._find("ghost", user, may, f"online until {till:.3f}, but no session lasts beyond {may:.3f}", lines)
+            return
+        for watch in self.record.watches:
+            if watch.user != user:
+                continue
+            by = self._prolonged(may, may + DELIVERY, watch.instance, "kafka", relay=True, clients=True)
+            last = next(((told, line) for at, told, line in reversed(watch.told) if at <= by), None)
+            if last is not None and last[0].online and by < min(till, watch.till, self.end):
+                says = f"still shown online at {by:.3f}, but no session lasts beyond {may:.3f}"
+                self._find("ghost", user, may, says, [*lines, last[1]], watch.session)
 
     def _log(self) -> None:
         highest: dict[str, int] = {}

@@ -703,6 +703,78 @@ def test_who_comes_at_a_fail_over_may_be_forgotten(story, at, excused):
     assert (("ghost", "bob") in story.findings()) is not excused
 
 
+@pytest.mark.parametrize(("back", "expected"), [(5.2, set()), (5.3, GHOST)])
+def test_a_ghost_is_one_though_it_comes_back(story, back, expected):
+    """Bob leaves at 3; the store has him online until he comes again, leaves at 12, and is offline."""
+    story.come("b", "bob", 0.0)
+    story.add(3.0, "left", session="b")
+    story.come("b2", "bob", back, change=False)
+    story.beats("b2", back + 0.8, 11.9)
+    story.add(12.0, "left", session="b2")
+    story.change("bob", 12.1, online=False)
+    story.add(20.3, "row", user="bob", online=False, version=version(12.1))
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize(("again", "expected"), [(7.4, set()), (7.5, GHOST)])
+def test_a_ghost_is_one_though_it_wakes_up(story, again, expected):
+    """Bob beats at 3.2, and then not until his lease is over."""
+    story = haunted("", 18.0)
+    story.beats("b", again, 15.9)
+    assert story.findings() == expected
+
+
+def test_a_ghost_before_the_store_lost_its_data_is_no_less_one(story):
+    forgotten(story, "emptied", till=18.0)
+    story.alter(of("fault"), at=9.0)
+    story.alter(of("mended"), at=9.2)
+    story.come("b1", "bob", 8.0, change=False)
+    story.beats("b1", 8.8, 17.5)
+    assert [finding.watcher for finding in check(story.history()).findings if finding.rule == "ghost"] == [""]
+
+
+def forgotten(story: Story, how: str, *, told: float | None = None, till: float = 18.0) -> None:
+    """Bob leaves at 3, and the store's data are lost; Wendy, who knew him online, is told otherwise at ``told``.
+
+    He comes again at ``till``.
+    """
+    story.come("b", "bob", 0.0)
+    story.add(3.0, "left", session="b")
+    story.broken("redis", how, 3.1, 3.3)
+    story.come("b2", "bob", till)
+    story.beats("b2", till + 0.8, 20.0)
+    story.add(2.0, "watching", session="w", users=("bob",))
+    values = {"session": "w", "subscription": "s", "user": "bob", "snapshot": True}
+    story.add(2.1, "told", online=True, version=version(0.05), **values)
+    story.add(2.1, "watched", session="w", users=("bob",))
+    if told is not None:
+        story.add(told, "told", online=False, version=0, **values)
+    story.add(till + 0.1, "told", online=True, version=version(till + 0.05), **values)
+    story.add(20.1, "store", user="bob", online=True)
+    story.add(20.3, "row", user="bob", online=True, version=version(till + 0.05))
+
+
+@pytest.mark.parametrize(
+    ("told", "till", "expected"),
+    [
+        (9.6, 18.0, set()),  # 3, 250 ms and 2 s; 0.2 s away, 2 s of amnesty: 7.45; and 2.25 s to tell it
+        (9.8, 18.0, GHOST),
+        (None, 18.0, GHOST),
+        (None, 9.6, set()),  # he is back before
+    ],
+)
+def test_a_ghost_that_the_store_has_forgotten_is_found_by_what_is_shown(story, told, till, expected):
+    forgotten(story, "emptied", told=told, till=till)
+    assert story.findings() == expected
+
+
+def test_a_ghost_that_no_watcher_sees_is_forgotten_with_the_store(story):
+    forgotten(story, "emptied")
+    story.add(8.0, "unwatched", session="w", users=("bob",))
+    story.drop(lambda event: event.what == "told" and event.user == "bob" and event.at > 8.0)
+    assert story.findings() == set()
+
+
 def test_changes_that_waited_for_kafka_are_lost_with_the_store_s_data(story):
     lost_at(story, 5.5)
     story.broken("kafka", "killed", 5.4, 9.0)
