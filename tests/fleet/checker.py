@@ -17,6 +17,7 @@ Rules, by the names that findings bear:
 - ``ghost``: nobody is online for longer than lease + outage + amnesty + 250 ms after the last sign of life, whether or
   not they come back; after an end that an instance could see, the lease is no excuse.
 - ``log``: Kafka's log holds each change once or more, and no other, in rising order per key after dropping repeats.
+- ``kept``: every history store keeps each change, and no other.
 - ``row``, ``rest``, ``store``: these say the truth at the end; every history store and every instance of everybody.
 
 Where the truth is out of reach, the rules say so, and cover no more:
@@ -25,9 +26,9 @@ Where the truth is out of reach, the rules say so, and cover no more:
   planned takes none from then on, and leaves the rest of the lease, the drain time at most. One that is frozen takes
   them when it goes on: so a user whose beats all went to an instance frozen for longer than a lease may be shown
   offline, until it has gone on.
-- A store that lost its data has lost the changes of the last moment (`UNREAD`), those that waited for Kafka in it, and
-  the sessions of an instance that was killed before it could assert them again. One that failed over to a replica has
-  lost what was written in the last moment.
+- A store that lost its data has lost the changes of the last moment (`UNREAD`), those that waited in it for Kafka or a
+  history store, and the sessions of an instance that was killed before it could assert them again. One that failed over
+  to a replica has lost what was written in the last moment.
 - Whoever brings the changes to Kafka may have been the instance that is killed, stopped or frozen: until another takes
   over (`Setup.takeover`) they are late.
 - While the clients themselves were stalled (a loaded machine) they could read nothing.
@@ -192,7 +193,7 @@ class _Record:
         self.amnesties: list[Outage] = []
         self.stalls: list[Outage] = []
         self.recovered = 0.0
-        self.final: dict[str, list[tuple[Event, int]]] = defaultdict(list)  # store, rest, row, log
+        self.final: dict[str, list[tuple[Event, int]]] = defaultdict(list)  # store, rest, row, kept, log
         self.end = history.events[-1].at if history.events else 0.0
         self.is_ended = False
         self._current: dict[str, Span] = {}  # by session, while it is neither ended nor signed off
@@ -331,7 +332,7 @@ class _Record:
     def _said(self, event: Event, line: int) -> None:
         self.final[event.what].append((event, line))
 
-    _store = _rest = _row = _log = _said
+    _store = _rest = _row = _kept = _log = _said
 
 
 class _Check:
@@ -342,22 +343,25 @@ class _Check:
         self.report = Report(counts=record.counts)
         self.store_outages = [o for o in record.outages if o.on == "redis"]
         self.instance_outages = [o for o in record.outages if o.on not in SERVICES] if self.setup.takeover else []
-        self.lost_windows = list(self._lost_windows())
+        self._lost: dict[str, list[tuple[float, float]]] = {}  # by sink
         self.online_in_store = {event.user for event, _ in record.final["store"] if event.online}
         self._present: dict[str, list[tuple[float, float, Span]]] = {}
         self.known = {(u, c.version): c.online for u, changes in self.changes.items() for c in changes}
 
-    def _lost_windows(self) -> Iterator[tuple[float, float]]:
-        """From when till when a change may have been lost with the store's data."""
+    def _lost_windows(self, sink: str) -> Iterator[tuple[float, float]]:
+        """From when till when a change may have been lost with the store's data before the sink had it."""
         for lost in self.store_outages:
             if lost.how == "emptied":
-                waiting = [o.since for o in self.record.outages if o.on == "kafka" and o.meets(lost.since, lost.since)]
+                waiting = [o.since for o in self.record.outages if o.on == sink and o.meets(lost.since, lost.since)]
                 yield min([lost.since - UNREAD, *waiting]), lost.since + EXACT
             elif lost.how == "failed over":
                 yield lost.since - UNREAD, lost.since + EXACT
 
-    def _may_be_lost(self, made: float) -> bool:
-        return any(since <= made <= till for since, till in self.lost_windows)
+    def _may_be_lost(self, made: float, sink: str = "kafka") -> bool:
+        """Whether Kafka, or the history store of this name, may lack a change: an instance's own is away with it."""
+        if sink not in self._lost:
+            self._lost[sink] = list(self._lost_windows(sink))
+        return any(since <= made <= till for since, till in self._lost[sink])
 
     def _nobody_made(self, user: str, version: int) -> bool:
         """It is not in the stream, and cannot have been lost with it before the record had read it."""
@@ -722,26 +726,36 @@ class _Check:
                     self._find("rest", user, self.end, f"{name} says nothing".strip(), self._shows(user))
 
     def _rows(self) -> None:
-        """Each history store has a row of everybody who ever changed, of the last change; and none of anything else."""
+        """Each history store has a row of everybody who ever changed, of the last change; and keeps every change."""
         stores: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+        kept: dict[str, set[tuple[str, int]]] = defaultdict(set)
         for event, line in self.record.final["row"]:
             stores[event.instance][event.user] = event.version, line
-            if self._nobody_made(event.user, event.version):
-                says = f"{event.instance} has version {event.version}, which nobody made"
-                self._find("row", event.user, self.end, says.strip(), [line])
-            elif self.known.get((event.user, event.version), event.online) is not event.online:
-                says = f"{event.instance} says otherwise of version {event.version}"
-                self._find("row", event.user, self.end, says.strip(), [line])
-        for name in {*self.setup.histories, *stores} or {""}:
-            rows = stores[name]
+            self._made_up(event, line)
+        for event, line in self.record.final["kept"]:
+            kept[event.instance].add((event.user, event.version))
+            self._made_up(event, line)
+        for name in {*self.setup.histories, *stores, *kept} or {""}:
             for user, changes in self.changes.items():
+                for change in changes:
+                    if (user, change.version) not in kept[name] and not self._may_be_lost(change.made, name):
+                        says = f"{name} does not keep version {change.version}"
+                        self._find("kept", user, change.made, says.strip(), [change.line])
                 last = changes[-1]
-                if self._may_be_lost(last.made):
-                    continue
-                version, line = rows.get(user, (-1, 0))
-                if version < last.version:
+                version, line = stores[name].get(user, (-1, 0))
+                if version < last.version and not self._may_be_lost(last.made, name):
                     says = f"{name} has version {version} and not {last.version}" if line else f"{name} has none"
                     self._find("row", user, self.end, says.strip(), [line, last.line])
+
+    def _made_up(self, event: Event, line: int) -> None:
+        """Whether a history store has a change that there was not."""
+        says = ""
+        if self._nobody_made(event.user, event.version):
+            says = f"{event.instance} has version {event.version}, which nobody made"
+        elif self.known.get((event.user, event.version), event.online) is not event.online:
+            says = f"{event.instance} says otherwise of version {event.version}"
+        if says:
+            self._find(event.what, event.user, self.end, says.strip(), [line])
 
     def _shows(self, user: str) -> list[int]:
         changes: Sequence[Change] = self.changes.get(user, ())

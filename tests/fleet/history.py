@@ -33,6 +33,7 @@ were noted. Fields that have their default are left out. All times are s of one 
 ``store``             at the end the store says: ``user``, ``online``; who is not named is offline
 ``rest``              at the end REST says on an ``instance``: ``user``, ``online``
 ``row``               at the end a history store says: ``user``, ``online``, ``version``, ``instance`` if it is its own
+``kept``              at the end a history store keeps of a user's changes: likewise
 ``log``               Kafka's log, of each partition in order: ``user``, ``online``, ``version``
 ====================  ==================================================================================================
 """
@@ -59,7 +60,7 @@ _SESSIONS = {
     "lost",
 }
 _WATCHERS = {"subscribed", "watching", "watched", "unwatched", "told"}
-_STORES = {"change", "amnesty", "stalled", "recovered", "end", "store", "rest", "row", "log"}
+_STORES = {"change", "amnesty", "stalled", "recovered", "end", "store", "rest", "row", "kept", "log"}
 EVENTS = frozenset(_SESSIONS | _WATCHERS | _STORES | {"fault", "mended"})
 
 
@@ -115,7 +116,7 @@ class Event:
 
 _DEFAULTS = {one.name: one.default for one in fields(Event) if one.default is not MISSING}
 # `online: false` is said: it is what a reader looks for.
-_ALWAYS = {"told": "online", "change": "online", "store": "online", "rest": "online", "row": "online", "log": "online"}
+_ALWAYS = dict.fromkeys(("told", "change", "store", "rest", "row", "kept", "log"), "online")
 
 
 def _written(event: Event) -> dict[str, Any]:

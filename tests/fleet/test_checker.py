@@ -63,6 +63,7 @@ class Story:
 
     def change(self, user: str, at: float, *, online: bool) -> None:
         self.add(at, "change", user=user, online=online, version=version(at))
+        self.add(20.4, "kept", user=user, online=online, version=version(at))
         if self.setup.relayed:
             self.add(at + 100, "log", user=user, online=online, version=version(at))
         last = [event for event in self.events if of("change", user=user)(event)][-1]
@@ -650,7 +651,7 @@ def test_a_row_that_is_missing_is_found(story):
 
 
 @pytest.mark.parametrize("setup", [{}, {"instances": (), "histories": ()}])
-@pytest.mark.parametrize("what", ["rest", "row"])
+@pytest.mark.parametrize("what", ["rest", "row", "kept"])
 def test_a_store_that_was_not_asked_is_found(story, what, setup):
     story.setup = replace(story.setup, **setup)
     story.drop(of(what))
@@ -669,7 +670,42 @@ def test_an_instance_that_says_nothing_of_somebody_is_found(story):
 
 def test_a_history_store_that_was_not_read_is_found(story):
     story.setup = replace(story.setup, histories=("", "cassandra"))
-    assert story.findings() == {("row", "alice"), ("row", "wendy")}
+    assert story.findings() == {(what, user) for what in ("row", "kept") for user in ("alice", "wendy")}
+
+
+def test_a_change_that_a_history_store_does_not_keep_is_found(story):
+    story.drop(of("kept", version=version(4.01)))
+    assert story.findings() == {("kept", "alice")}
+
+
+@pytest.mark.parametrize(("at", "online"), [*INVENTED, (4.01, True)])
+def test_a_kept_change_that_nobody_made_is_found(story, at, online):
+    story.add(20.4, "kept", user="alice", online=online, version=version(at))
+    assert story.findings() == {("kept", "alice")}
+
+
+@pytest.mark.parametrize(
+    ("on", "at", "excused"),
+    [("", 7.6, True), ("", 7.4, False), ("cassandra", 5.5, True), ("kafka", 5.5, False), (A, 5.5, False)],
+)
+def test_changes_that_waited_for_a_history_store_are_lost_with_the_store_s_data(story, on, at, excused):
+    story.setup = replace(story.setup, histories=("cassandra",))
+    story.events = [replace(e, instance="cassandra") if e.what in {"row", "kept"} else e for e in story.events]
+    lost_at(story, at)
+    story.drop(of("kept", user="bob"))
+    if on:
+        story.broken(on, "killed", 5.4, 9.0)
+    assert ((("kept", "bob") in story.findings()), (("row", "bob") in story.findings())) == (not excused, not excused)
+
+
+@pytest.mark.parametrize(("on", "excused"), [(A, True), (B, False)])
+def test_an_instance_s_own_history_waits_for_it(story, on, excused):
+    story.setup = replace(story.setup, histories=(A,))
+    story.events = [replace(e, instance=A) if e.what in {"row", "kept"} else e for e in story.events]
+    lost_at(story, 5.5)
+    story.drop(of("kept", user="bob"))
+    story.broken(on, "killed", 5.4, 9.0)
+    assert (("kept", "bob") in story.findings()) is not excused
 
 
 def lost_at(story: Story, at: float) -> None:

@@ -212,6 +212,9 @@ class World:
         for name, rows in (await self._rows()).items():
             for user, (online, version) in rows.items():
                 self.recorder.note("row", user=user, online=online, version=version, instance=name)
+        for name, changes in (await self._kept()).items():
+            for user, version, online in changes:
+                self.recorder.note("kept", user=user, online=online, version=version, instance=name)
         if self.kafka is not None:
             await self._log()
         self._done.set()
@@ -419,12 +422,28 @@ class World:
 
     def _read_rows(self) -> dict[str, dict[str, tuple[bool, int]]]:
         if self.cassandra is not None:
-            return {"cassandra": cassandra_rows(self.cassandra.url, self.settings["cassandra_keyspace"])}
+            cql = "SELECT user_id, is_online, WRITETIME(is_online) FROM user_presence"
+            found = {"cassandra": cassandra_rows(self.cassandra.url, self.settings["cassandra_keyspace"], cql)}
+        else:
+            found = self._sqlite_rows("SELECT user_id, is_online, version FROM user_presence")
+        return {name: {user: (bool(online), version) for user, online, version in rows} for name, rows in found.items()}
+
+    async def _kept(self) -> dict[str, list[tuple[str, int, bool]]]:
+        """All changes that the history stores keep; call it after `_rows`: what is written last is there then."""
+        query = "SELECT user_id, version, is_online FROM presence_history"
+        if self.cassandra is not None:
+            await asyncio.sleep(0.5)  # a change is written to both tables at once, in no order
+            keyspace = self.settings["cassandra_keyspace"]
+            found = {"cassandra": await asyncio.to_thread(cassandra_rows, self.cassandra.url, keyspace, query)}
+        else:
+            found = self._sqlite_rows(query)
+        return {name: [(user, version, bool(online)) for user, version, online in rows] for name, rows in found.items()}
+
+    def _sqlite_rows(self, query: str) -> dict[str, list[Any]]:
         found = {}
         for name, server in self.instances.items():
             with closing(sqlite3.connect(f"file:{server.data_dir}/history.db?mode=ro", uri=True, timeout=5)) as db:
-                rows = db.execute("SELECT user_id, is_online, version FROM user_presence").fetchall()
-            found[name] = {user: (bool(online), version) for user, online, version in rows}
+                found[name] = db.execute(query).fetchall()
         return found
 
     async def _log(self) -> None:
@@ -443,14 +462,13 @@ class World:
             self.recorder.note("log", user=user, online=online, version=version)
 
 
-def cassandra_rows(contact_point: str, keyspace: str) -> dict[str, tuple[bool, int]]:
-    """All rows of `user_presence`: online, and the version, with which they are written."""
+def cassandra_rows(contact_point: str, keyspace: str, cql: str) -> list[Any]:
+    """All rows that the statement finds."""
     from cassandra.cluster import Cluster
 
     host, _, port = contact_point.partition(",")[0].rpartition(":")
     with Cluster([host], port=int(port), connect_timeout=10) as cluster, cluster.connect(keyspace) as session:
-        rows = session.execute("SELECT user_id, is_online, WRITETIME(is_online) FROM user_presence", timeout=20)
-        return {user: (bool(online), version) for user, online, version in rows}
+        return list(session.execute(cql, timeout=20))
 
 
 async def kafka_log(bootstrap: str, topic: str) -> list[tuple[str, bool, int]]:
