@@ -13,9 +13,10 @@ Rules, by the names that findings bear:
   a later opposite one: within `DELIVERY`, and what was broken on its way.
 - ``last word``: at the end each watcher was told the truth last.
 - ``false offline``: no offline for a user with a session whose beats an instance could take: neither a change, nor a
-  snapshot of somebody who has been there since it was asked for, or for longer than a change may take.
+  snapshot or an answer over REST about somebody who has been there since it was asked for, nor a later snapshot once
+  they have been there for longer than a change may take.
 - ``ghost``: nobody is online for longer than lease + outage + amnesty + 250 ms after the last sign of life, whether or
-  not they come back; after an end that an instance could see, the lease is no excuse.
+  not they come back, nor does REST say so; after an end that an instance could see, the lease is no excuse.
 - ``log``: Kafka's log holds each change once or more, and no other, in rising order per key after dropping repeats.
 - ``kept``: every history store keeps each change, and no other.
 - ``row``, ``rest``, ``store``: these say the truth at the end; every history store and every instance of everybody.
@@ -192,6 +193,7 @@ class _Record:
         self.outages: list[Outage] = []
         self.amnesties: list[Outage] = []
         self.stalls: list[Outage] = []
+        self.polls: list[tuple[Event, int]] = []
         self.recovered = 0.0
         self.final: dict[str, list[tuple[Event, int]]] = defaultdict(list)  # store, rest, row, kept, log
         self.end = history.events[-1].at if history.events else 0.0
@@ -305,6 +307,9 @@ class _Record:
         self._watch(event.session, event.subscription, event.user).told.append((event.at, event, line))
 
     # The world
+
+    def _polled(self, event: Event, line: int) -> None:
+        self.polls.append((event, line))
 
     def _change(self, event: Event, line: int) -> None:
         made = event.version / 1e6 - self.setup.unix
@@ -506,6 +511,7 @@ class _Check:
             self._missed(watch)
             self._told_offline(watch)
         self._unanswered()
+        self._polls()
         for user in self.changes:
             self._lives(user)
         if self.setup.relayed:
@@ -595,6 +601,26 @@ class _Check:
                 self._find("unanswered", user, ask.at, says, [ask.line], ask.session)
         for watch, at, line in self.record.silent:
             self._find("unanswered", watch.user, at, "watched, and no snapshot before", [line], watch.session)
+
+    def _polls(self) -> None:
+        """Whether REST said what was not so at any time between question and answer."""
+        for event, line in self.record.polls:
+            user, asked = event.user, event.at - event.seconds
+            if event.how:
+                continue  # who cannot tell says so
+            if event.online:
+                spans = [span for span in self.spans.get(user, ()) if span.begun <= event.at]
+                may = max((self._may_last(span, event.at) for span in spans), default=-inf)
+                if may < asked:
+                    says = f"{event.instance} says online, but no session lasts beyond {may:.3f}"
+                    lines = [line, *(span.end_line or span.line for span in spans[-3:])]
+                    self._find("ghost", user, event.at, says, lines)
+            elif (found := self._there(user, event.at)) and found[0] <= asked:
+                since, alive = found
+                says = (
+                    f"{event.instance} says offline with session {alive.session} on {alive.instance} since {since:.3f}"
+                )
+                self._find("false offline", user, event.at, says, [line, alive.line, alive.end_line])
 
     def _lives(self, user: str) -> None:
         """Whether the user was offline, or online, when nothing of the kind could be."""

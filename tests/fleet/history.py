@@ -21,6 +21,8 @@ were noted. Fields that have their default are left out. All times are s of one 
 ``watching``          a watch of ``users`` is about to be sent: ``session``; ``watched``: its receipt came: ``session``,
                       ``users``; ``unwatched``: an end of the watch is about to be sent: ``session``, ``users``
 ``told``              a MESSAGE: ``session``, ``subscription``, ``user``, ``online``, ``version``, ``snapshot``
+``polled``            REST on an ``instance`` was asked ``seconds`` before, and says: ``user``, ``online``; or for
+                      all of them ``how``: unknown, a 503
 ``change``            a change in the store's stream: ``user``, ``online``, ``version``, ``why``
 ``amnesty``           the store has begun an amnesty at ``at`` that lasts for ``seconds``
 ``stalled``           from ``at`` on the process of the clients did nothing for ``seconds``
@@ -60,7 +62,7 @@ _SESSIONS = {
     "lost",
 }
 _WATCHERS = {"subscribed", "watching", "watched", "unwatched", "told"}
-_STORES = {"change", "amnesty", "stalled", "recovered", "end", "store", "rest", "row", "kept", "log"}
+_STORES = {"polled", "change", "amnesty", "stalled", "recovered", "end", "store", "rest", "row", "kept", "log"}
 EVENTS = frozenset(_SESSIONS | _WATCHERS | _STORES | {"fault", "mended"})
 
 
@@ -116,7 +118,7 @@ class Event:
 
 _DEFAULTS = {one.name: one.default for one in fields(Event) if one.default is not MISSING}
 # `online: false` is said: it is what a reader looks for.
-_ALWAYS = dict.fromkeys(("told", "change", "store", "rest", "row", "kept", "log"), "online")
+_ALWAYS = dict.fromkeys(("told", "polled", "change", "store", "rest", "row", "kept", "log"), "online")
 
 
 def _written(event: Event) -> dict[str, Any]:

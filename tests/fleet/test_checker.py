@@ -383,6 +383,48 @@ def test_an_offline_of_somebody_who_is_there_is_found(story):
     assert story.findings() == {("false offline", "alice")}
 
 
+@pytest.mark.parametrize(
+    ("at", "seconds", "expected"),
+    [
+        (2.0, 0.1, FALSE),
+        (4.05, 0.1, set()),  # she leaves meanwhile
+        (6.0, 0.1, set()),
+        (7.15, 0.1, set()),  # she comes meanwhile
+        (7.25, 0.1, FALSE),
+        (16.0, 2.0, FALSE),
+    ],
+)
+def test_rest_that_says_offline_of_somebody_who_is_there_is_found(story, at, seconds, expected):
+    story.add(at, "polled", instance=B, user="alice", online=False, seconds=seconds)
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [(2.0, set()), (6.3, set()), (6.4, {("ghost", "alice")}), (7.05, set())],  # she leaves at 4; 250 ms and 2 s
+)
+def test_rest_that_says_online_of_somebody_who_has_left_is_found(story, at, expected):
+    story.add(at, "polled", instance=B, user="alice", online=True, seconds=0.1)
+    assert story.findings() == expected
+
+
+def test_rest_that_says_online_of_somebody_who_never_was_there_is_found(story):
+    story.add(3.0, "polled", instance=B, user="bob", online=True, seconds=0.1)
+    assert story.findings() == {("ghost", "bob")}
+
+
+def test_rest_that_cannot_tell_may_say_so(story):
+    story.add(2.0, "polled", instance=B, how="unknown", seconds=0.1)
+    assert story.findings() == set()
+
+
+@pytest.mark.parametrize(("on", "how"), [("redis", "emptied"), ("redis", "failed over"), (B, "frozen"), (A, "killed")])
+def test_rest_has_no_excuse_for_an_offline(story, on, how):
+    story.broken(on, how, 9.7, 9.9)
+    story.add(10.0, "polled", instance=B, user="alice", online=False, seconds=0.1)
+    assert story.findings() == FALSE
+
+
 def flap(story: Story, off: float, on: float) -> None:
     """Alice is shown offline meanwhile, and everybody told."""
     for at, online in ((off, False), (on, True)):

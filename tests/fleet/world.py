@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import sqlite3
 import sys
@@ -22,6 +23,7 @@ from tests.fleet.checker import DELIVERY
 from tests.fleet.client import Client, Recorder
 from tests.fleet.history import History, Setup
 from tests.support.process import free_port
+from tests.support.rest import request
 from tests.support.server import ServerProcess, environment, run_presence
 from tests.support.waiting import wait_until
 
@@ -30,6 +32,10 @@ BEAT = 0.8
 """Between two heartbeats, s."""
 WATCHED = 40
 """How many users a watcher watches."""
+POLL = 0.2
+"""Between two questions over REST, s."""
+POLLED = 5
+"""About how many users each is."""
 STAY, AWAY = 12.0, 4.0
 """How long a session stays, and stays away, on average, s."""
 TAKEOVER = 6.0
@@ -157,6 +163,7 @@ class World:
         for proxy in self._proxies.values():
             await proxy.start()
         self._tasks.append(asyncio.create_task(self._follow()))
+        self._tasks.append(asyncio.create_task(self._poll()))
         for number, user in enumerate(self.users):
             for session in range(1 + number % 3):
                 self._tasks.append(asyncio.create_task(self._life(user, session)))
@@ -329,6 +336,35 @@ class World:
                 client.die()
             among = dice.sample(names, len(names))
             await asyncio.sleep(dice.uniform(0, 0.3) if not self._done.is_set() else 0)
+
+    async def _poll(self) -> None:
+        """Ask one instance after the other over REST, as long as the run goes on; none that has not answered yet."""
+        dice = random.Random(f"{self.seed} REST")
+        tokens = {name: server.token("nobody") for name, server in self.instances.items()}
+        asking: dict[str, asyncio.Task[None]] = {}
+
+        async def ask(name: str, users: list[str]) -> None:
+            url = f"{self.instances[name].http}/api/presence/batch"
+            asked = self.recorder.now
+            with contextlib.suppress(OSError):  # it is not there, or frozen
+                answer = await request("POST", url, token=tokens[name], json=users, timeout=2.0)
+                seconds = round(self.recorder.now - asked, 4) + 0.0001  # no less than it was
+                if answer.status == 503:
+                    self.recorder.note("polled", instance=name, how="unknown", seconds=seconds)
+                    return
+                assert answer.status == 200, answer
+                for user, entry in answer.json().items():
+                    self.recorder.note("polled", instance=name, user=user, online=entry["isOnline"], seconds=seconds)
+
+        names = itertools.cycle(self.instances)
+        while not self._over.is_set():
+            name = next(names)
+            if name not in asking or asking[name].done():
+                if name in asking:
+                    asking[name].result()
+                asking[name] = asyncio.create_task(ask(name, dice.sample(self.users, min(POLLED, len(self.users)))))
+            await self.pause(POLL)
+        await asyncio.gather(*asking.values())
 
     def cut(self) -> int:
         """Cut the network of the connections that go through it; return how many there were."""
