@@ -113,7 +113,7 @@ def table(reports: dict[str, list[Report]]) -> list[str]:
     titles = columns.split(", ")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, runs in reports.items():
-        missed = sum(run.of("missed", "last word", "log", "row") for run in runs)
+        missed = sum(run.of("missed", "unanswered", "last word", "log", "row", "kept") for run in runs)
         repeated = sum(run.of("repeated", "order") for run in runs)
         false = sum(run.of("false offline") for run in runs)
         other = sum(len(run.findings) for run in runs) - missed - repeated - false

@@ -21,6 +21,8 @@ were noted. Fields that have their default are left out. All times are s of one 
 ``watching``          a watch of ``users`` is about to be sent: ``session``; ``watched``: its receipt came: ``session``,
                       ``users``; ``unwatched``: an end of the watch is about to be sent: ``session``, ``users``
 ``told``              a MESSAGE: ``session``, ``subscription``, ``user``, ``online``, ``version``, ``snapshot``
+``polled``            REST on an ``instance`` was asked ``seconds`` before, and says: ``user``, ``online``; or for
+                      all of them ``how``: unknown, a 503
 ``change``            a change in the store's stream: ``user``, ``online``, ``version``, ``why``
 ``amnesty``           the store has begun an amnesty at ``at`` that lasts for ``seconds``
 ``stalled``           from ``at`` on the process of the clients did nothing for ``seconds``
@@ -33,6 +35,7 @@ were noted. Fields that have their default are left out. All times are s of one 
 ``store``             at the end the store says: ``user``, ``online``; who is not named is offline
 ``rest``              at the end REST says on an ``instance``: ``user``, ``online``
 ``row``               at the end a history store says: ``user``, ``online``, ``version``, ``instance`` if it is its own
+``kept``              at the end a history store keeps of a user's changes: likewise
 ``log``               Kafka's log, of each partition in order: ``user``, ``online``, ``version``
 ====================  ==================================================================================================
 """
@@ -41,7 +44,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 _SESSIONS = {
@@ -59,7 +62,7 @@ _SESSIONS = {
     "lost",
 }
 _WATCHERS = {"subscribed", "watching", "watched", "unwatched", "told"}
-_STORES = {"change", "amnesty", "stalled", "recovered", "end", "store", "rest", "row", "log"}
+_STORES = {"polled", "change", "amnesty", "stalled", "recovered", "end", "store", "rest", "row", "kept", "log"}
 EVENTS = frozenset(_SESSIONS | _WATCHERS | _STORES | {"fault", "mended"})
 
 
@@ -80,6 +83,10 @@ class Setup:
     """Changes go through Kafka, whose log is in the record."""
     takeover: float = 0.0
     """By then another instance brings the changes to Kafka, when the one that did is killed, stopped or frozen."""
+    instances: tuple[str, ...] = ()
+    """Each is asked over REST at the end."""
+    histories: tuple[str, ...] = ()
+    """Names of the history stores, each of which is read at the end."""
     seed: str = ""
     name: str = ""
     """Of the fault, for the reader."""
@@ -111,7 +118,7 @@ class Event:
 
 _DEFAULTS = {one.name: one.default for one in fields(Event) if one.default is not MISSING}
 # `online: false` is said: it is what a reader looks for.
-_ALWAYS = {"told": "online", "change": "online", "store": "online", "rest": "online", "row": "online", "log": "online"}
+_ALWAYS = dict.fromkeys(("told", "polled", "change", "store", "rest", "row", "kept", "log"), "online")
 
 
 def _written(event: Event) -> dict[str, Any]:
@@ -153,7 +160,9 @@ class History:
             try:
                 content = json.loads(line)
                 if history is None:
-                    history = cls(Setup(**content))
+                    setup = Setup(**content)
+                    instances, histories = tuple(setup.instances), tuple(setup.histories)
+                    history = cls(replace(setup, instances=instances, histories=histories))
                     continue
                 event = Event(**content | {"users": tuple(content.get("users", ()))})
                 if event.what not in EVENTS:

@@ -22,7 +22,7 @@ class Story:
     """
 
     def __init__(self, *, relayed: bool = True) -> None:
-        self.setup = Setup(lease=2.0, amnesty=2.0, drain=2.0, relayed=relayed)
+        self.setup = Setup(lease=2.0, amnesty=2.0, drain=2.0, relayed=relayed, instances=(A, B), histories=("",))
         self.events: list[Event] = []
         self.come("a1", "alice", 0.0)
         self.come("w", "wendy", 0.2, instance=B)
@@ -40,9 +40,6 @@ class Story:
         self.beats("a2", 7.8, 20.0)
         self.add(20.0, "end")
         self.add(20.1, "store", user="alice", online=True)
-        for instance in (A, B):
-            self.add(20.2, "rest", user="alice", online=True, instance=instance)
-            self.add(20.2, "rest", user="wendy", online=False, instance=instance)
         self.add(20.3, "row", user="alice", online=True, version=version(7.05))
         self.add(20.3, "row", user="wendy", online=False, version=version(2.35))
 
@@ -66,8 +63,13 @@ class Story:
 
     def change(self, user: str, at: float, *, online: bool) -> None:
         self.add(at, "change", user=user, online=online, version=version(at))
+        self.add(20.4, "kept", user=user, online=online, version=version(at))
         if self.setup.relayed:
             self.add(at + 100, "log", user=user, online=online, version=version(at))
+        last = [event for event in self.events if of("change", user=user)(event)][-1]
+        self.events = [event for event in self.events if not of("rest", user=user)(event)]
+        for instance in (A, B):
+            self.add(20.2, "rest", user=user, online=last.online, instance=instance)
 
     def tell(self, when: float, *, at: float, online: bool, snapshot: bool = False, subscription: str = "s") -> None:
         self.add(
@@ -243,6 +245,132 @@ def test_a_wrong_last_word_is_found(story):
     assert ("last word", "alice") in story.findings()
 
 
+def walt(story: Story, **told: Any) -> None:
+    """Walt comes to B at 9, and asks for Alice at 9.4; what he is told of her at 9.5."""
+    story.come("w2", "walt", 9.0, instance=B)
+    story.beats("w2", 9.8, 20.0)
+    story.add(9.4, "subscribed", session="w2", subscription="s")
+    story.add(9.41, "watching", session="w2", users=("alice",))
+    values = {"online": True, "version": version(7.05), "snapshot": True} | told
+    story.add(9.5, "told", session="w2", subscription="s", user="alice", **values)
+    story.add(9.51, "watched", session="w2", users=("alice",))
+    story.add(20.1, "store", user="walt", online=True)
+    story.add(20.3, "row", user="walt", online=True, version=version(9.05))
+
+
+def test_another_watcher_passes(story):
+    walt(story)
+    assert story.findings() == set()
+
+
+FALSE = {("false offline", "alice")}
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.0, FALSE), (4.01, FALSE)])
+def test_a_first_snapshot_that_says_offline_of_somebody_who_is_there_is_found(story, last, expected):
+    walt(story, online=False, version=version(last))
+    story.add(9.7, "told", session="w2", subscription="s", user="alice", online=True, version=version(7.05))
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize(("at", "expected"), [(9.4, FALSE), (9.42, set())])
+def test_a_first_snapshot_was_true_if_she_came_after_it_was_asked_for(story, at, expected):
+    """Her first receipt is at ``at``: from then on it is certain that she is there."""
+    walt(story, online=False, version=version(4.01))
+    story.drop(lambda event: event.session == "a2" and event.what in {"beat", "receipt"} and event.at < 9.5)
+    story.alter(of("connected", session="a2"), at=at)
+    story.alter(of("connecting", session="a2"), at=9.0)
+    story.add(9.7, "told", session="w2", subscription="s", user="alice", online=True, version=version(7.05))
+    assert story.findings() - {("ghost", "alice")} == expected
+
+
+@pytest.mark.parametrize("broken", ["redis", B, "kafka"])
+def test_a_first_snapshot_has_no_excuse(story, broken):
+    """It may come late, but then it says what is so."""
+    walt(story, online=False, version=version(4.01))
+    story.broken(broken, "frozen", 9.42, 9.45)
+    story.add(9.7, "told", session="w2", subscription="s", user="alice", online=True, version=version(7.05))
+    assert story.findings() == FALSE
+
+
+@pytest.mark.parametrize(
+    ("at", "broken", "expected"),
+    [
+        (9.3, "", set()),  # there since 7.1
+        (9.4, "", FALSE),
+        (11.2, B, set()),
+        (11.4, B, FALSE),
+        (11.2, A, FALSE),
+    ],
+)
+def test_a_later_snapshot_that_says_offline_is_late_at_most(story, at, broken, expected):
+    """Version 0 stands outside the order, so that no other rule sees it."""
+    if broken:
+        story.broken(broken, "frozen", 7.2, 9.2)
+    story.tell(at, at=0.0, online=False, snapshot=True)
+    story.tell(at + 0.1, at=7.05, online=True, snapshot=True)
+    assert story.findings() == expected
+
+
+UNANSWERED = {("unanswered", "alice")}
+
+
+def test_a_watch_that_is_never_answered_is_found(story):
+    walt(story)
+    story.drop(of("watched", session="w2"))
+    assert story.findings() == UNANSWERED
+    story.drop(of("told", session="w2"))
+    assert story.findings() == UNANSWERED
+
+
+def test_a_watch_that_is_answered_without_a_snapshot_is_found(story):
+    walt(story)
+    story.alter(of("told", session="w2"), at=9.6)
+    assert story.findings() == UNANSWERED
+
+
+@pytest.mark.parametrize(("at", "expected"), [(11.6, set()), (11.7, UNANSWERED)])
+def test_a_watch_that_is_answered_late_is_found(story, at, expected):
+    walt(story)
+    story.alter(of("watched", session="w2"), at=at)
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize("how", ["lost", "unwatched"])
+@pytest.mark.parametrize(("at", "expected"), [(11.6, set()), (11.7, UNANSWERED)])
+def test_whoever_does_not_wait_for_the_answer_is_owed_none(story, how, at, expected):
+    walt(story)
+    story.drop(of("watched", session="w2"))
+    story.drop(of("told", session="w2"))
+    story.drop(lambda event: event.session == "w2" and event.what in {"beat", "receipt"})
+    story.drop(of("store", user="walt"))
+    story.add(at, how, session="w2", users=("alice",) if how == "unwatched" else ())
+    story.change("walt", 11.2, online=False)
+    story.alter(of("row", user="walt"), online=False, version=version(11.2))
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize(
+    ("on", "answered", "expected"),
+    [
+        ("redis", 15.6, set()),  # 11.66, away for 2 s, and 2 s of amnesty
+        ("redis", 15.7, UNANSWERED),
+        (B, 13.6, set()),
+        (B, 13.8, UNANSWERED),
+        ("cassandra", 13.6, set()),
+        ("cassandra", 13.8, UNANSWERED),
+        (A, 11.8, UNANSWERED),
+        ("kafka", 11.8, UNANSWERED),
+    ],
+)
+def test_an_answer_is_late_as_long_as_its_way_is_broken(story, on, answered, expected):
+    walt(story)
+    story.broken(on, "frozen", 9.45, 11.45)
+    story.alter(of("watched", session="w2"), at=answered)
+    story.alter(of("told", session="w2"), at=answered - 0.01)
+    assert story.findings() == expected
+
+
 # Who is there
 
 
@@ -253,6 +381,48 @@ def test_an_offline_of_somebody_who_is_there_is_found(story):
     story.tell(10.6, at=10.5, online=True)
     story.alter(of("row", user="alice"), version=version(10.5))
     assert story.findings() == {("false offline", "alice")}
+
+
+@pytest.mark.parametrize(
+    ("at", "seconds", "expected"),
+    [
+        (2.0, 0.1, FALSE),
+        (4.05, 0.1, set()),  # she leaves meanwhile
+        (6.0, 0.1, set()),
+        (7.15, 0.1, set()),  # she comes meanwhile
+        (7.25, 0.1, FALSE),
+        (16.0, 2.0, FALSE),
+    ],
+)
+def test_rest_that_says_offline_of_somebody_who_is_there_is_found(story, at, seconds, expected):
+    story.add(at, "polled", instance=B, user="alice", online=False, seconds=seconds)
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [(2.0, set()), (6.3, set()), (6.4, {("ghost", "alice")}), (7.05, set())],  # she leaves at 4; 250 ms and 2 s
+)
+def test_rest_that_says_online_of_somebody_who_has_left_is_found(story, at, expected):
+    story.add(at, "polled", instance=B, user="alice", online=True, seconds=0.1)
+    assert story.findings() == expected
+
+
+def test_rest_that_says_online_of_somebody_who_never_was_there_is_found(story):
+    story.add(3.0, "polled", instance=B, user="bob", online=True, seconds=0.1)
+    assert story.findings() == {("ghost", "bob")}
+
+
+def test_rest_that_cannot_tell_may_say_so(story):
+    story.add(2.0, "polled", instance=B, how="unknown", seconds=0.1)
+    assert story.findings() == set()
+
+
+@pytest.mark.parametrize(("on", "how"), [("redis", "emptied"), ("redis", "failed over"), (B, "frozen"), (A, "killed")])
+def test_rest_has_no_excuse_for_an_offline(story, on, how):
+    story.broken(on, how, 9.7, 9.9)
+    story.add(10.0, "polled", instance=B, user="alice", online=False, seconds=0.1)
+    assert story.findings() == FALSE
 
 
 def flap(story: Story, off: float, on: float) -> None:
@@ -432,7 +602,7 @@ def test_somebody_online_for_ever_is_found(story):
     story.add(2.0, "left", session="b")
     story.add(20.1, "store", user="bob", online=True)
     story.add(20.3, "row", user="bob", online=True, version=version(1.05))
-    assert story.findings() == {("ghost", "bob"), ("store", "bob"), ("row", "bob")}
+    assert story.findings() == {("ghost", "bob"), ("store", "bob"), ("rest", "bob"), ("row", "bob")}
 
 
 def test_somebody_online_without_any_session_is_found(story):
@@ -466,6 +636,39 @@ def test_a_record_that_says_otherwise_is_found(story):
     assert story.findings() == {("log", "alice")}
 
 
+INVENTED = [(9.9, False), (9.9, True), (0.0, False)]
+
+
+@pytest.mark.parametrize(("at", "online"), INVENTED)
+def test_a_record_of_a_version_that_nobody_made_is_found(story, at, online):
+    story.add(100.0, "log", user="alice", online=online, version=version(at))
+    assert story.findings() == {("log", "alice")}
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"), [(9.4, {("log", "alice")}), (9.6, set()), (10.01, set()), (10.1, {("log", "alice")})]
+)
+@pytest.mark.parametrize("how", ["emptied", "failed over"])
+def test_a_record_may_be_of_a_change_that_nobody_could_read_any_more(story, how, at, expected):
+    story.broken("redis", how, 10.0, 10.2)
+    story.broken("kafka", "frozen", 9.0, 10.5)  # which keeps no change from being read
+    story.add(120.0, "log", user="alice", online=False, version=version(at))
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize("at", (7.06, 12.0))
+def test_a_row_of_a_version_that_nobody_made_is_found(story, at):
+    story.alter(of("row", user="alice"), version=version(at))
+    assert story.findings() == {("row", "alice")}
+
+
+def test_a_row_that_says_otherwise_than_its_change_is_found(story):
+    """A row of somebody who may be there or not, so that the truth does not tell."""
+    story.come("b", "bob", 17.0)
+    story.add(20.3, "row", user="bob", online=False, version=version(17.05))
+    assert story.findings() == {("row", "bob")}
+
+
 def test_without_kafka_there_is_no_log():
     assert Story(relayed=False).findings() == set()
 
@@ -487,6 +690,64 @@ def test_a_store_that_does_not_say_the_truth_at_the_end_is_found(story, what, va
 def test_a_row_that_is_missing_is_found(story):
     story.drop(of("row", user="wendy"))
     assert story.findings() == {("row", "wendy")}
+
+
+@pytest.mark.parametrize("setup", [{}, {"instances": (), "histories": ()}])
+@pytest.mark.parametrize("what", ["rest", "row", "kept"])
+def test_a_store_that_was_not_asked_is_found(story, what, setup):
+    story.setup = replace(story.setup, **setup)
+    story.drop(of(what))
+    assert story.findings() == {(what, "alice"), (what, "wendy")}
+
+
+def test_an_instance_that_was_not_asked_is_found(story):
+    story.drop(of("rest", instance=B))
+    assert story.findings() == {("rest", "alice"), ("rest", "wendy")}
+
+
+def test_an_instance_that_says_nothing_of_somebody_is_found(story):
+    story.drop(of("rest", instance=B, user="wendy"))
+    assert story.findings() == {("rest", "wendy")}
+
+
+def test_a_history_store_that_was_not_read_is_found(story):
+    story.setup = replace(story.setup, histories=("", "cassandra"))
+    assert story.findings() == {(what, user) for what in ("row", "kept") for user in ("alice", "wendy")}
+
+
+def test_a_change_that_a_history_store_does_not_keep_is_found(story):
+    story.drop(of("kept", version=version(4.01)))
+    assert story.findings() == {("kept", "alice")}
+
+
+@pytest.mark.parametrize(("at", "online"), [*INVENTED, (4.01, True)])
+def test_a_kept_change_that_nobody_made_is_found(story, at, online):
+    story.add(20.4, "kept", user="alice", online=online, version=version(at))
+    assert story.findings() == {("kept", "alice")}
+
+
+@pytest.mark.parametrize(
+    ("on", "at", "excused"),
+    [("", 7.6, True), ("", 7.4, False), ("cassandra", 5.5, True), ("kafka", 5.5, False), (A, 5.5, False)],
+)
+def test_changes_that_waited_for_a_history_store_are_lost_with_the_store_s_data(story, on, at, excused):
+    story.setup = replace(story.setup, histories=("cassandra",))
+    story.events = [replace(e, instance="cassandra") if e.what in {"row", "kept"} else e for e in story.events]
+    lost_at(story, at)
+    story.drop(of("kept", user="bob"))
+    if on:
+        story.broken(on, "killed", 5.4, 9.0)
+    assert ((("kept", "bob") in story.findings()), (("row", "bob") in story.findings())) == (not excused, not excused)
+
+
+@pytest.mark.parametrize(("on", "excused"), [(A, True), (B, False)])
+def test_an_instance_s_own_history_waits_for_it(story, on, excused):
+    story.setup = replace(story.setup, histories=(A,))
+    story.events = [replace(e, instance=A) if e.what in {"row", "kept"} else e for e in story.events]
+    lost_at(story, 5.5)
+    story.drop(of("kept", user="bob"))
+    story.broken(on, "killed", 5.4, 9.0)
+    assert (("kept", "bob") in story.findings()) is not excused
 
 
 def lost_at(story: Story, at: float) -> None:
@@ -518,6 +779,78 @@ def test_who_comes_at_a_fail_over_may_be_forgotten(story, at, excused):
     story.add(at + 0.05, "left", session="b")
     story.broken("redis", "failed over", 8.0, 8.2)
     assert (("ghost", "bob") in story.findings()) is not excused
+
+
+@pytest.mark.parametrize(("back", "expected"), [(5.2, set()), (5.3, GHOST)])
+def test_a_ghost_is_one_though_it_comes_back(story, back, expected):
+    """Bob leaves at 3; the store has him online until he comes again, leaves at 12, and is offline."""
+    story.come("b", "bob", 0.0)
+    story.add(3.0, "left", session="b")
+    story.come("b2", "bob", back, change=False)
+    story.beats("b2", back + 0.8, 11.9)
+    story.add(12.0, "left", session="b2")
+    story.change("bob", 12.1, online=False)
+    story.add(20.3, "row", user="bob", online=False, version=version(12.1))
+    assert story.findings() == expected
+
+
+@pytest.mark.parametrize(("again", "expected"), [(7.4, set()), (7.5, GHOST)])
+def test_a_ghost_is_one_though_it_wakes_up(story, again, expected):
+    """Bob beats at 3.2, and then not until his lease is over."""
+    story = haunted("", 18.0)
+    story.beats("b", again, 15.9)
+    assert story.findings() == expected
+
+
+def test_a_ghost_before_the_store_lost_its_data_is_no_less_one(story):
+    forgotten(story, "emptied", till=18.0)
+    story.alter(of("fault"), at=9.0)
+    story.alter(of("mended"), at=9.2)
+    story.come("b1", "bob", 8.0, change=False)
+    story.beats("b1", 8.8, 17.5)
+    assert [finding.watcher for finding in check(story.history()).findings if finding.rule == "ghost"] == [""]
+
+
+def forgotten(story: Story, how: str, *, told: float | None = None, till: float = 18.0) -> None:
+    """Bob leaves at 3, and the store's data are lost; Wendy, who knew him online, is told otherwise at ``told``.
+
+    He comes again at ``till``.
+    """
+    story.come("b", "bob", 0.0)
+    story.add(3.0, "left", session="b")
+    story.broken("redis", how, 3.1, 3.3)
+    story.come("b2", "bob", till)
+    story.beats("b2", till + 0.8, 20.0)
+    story.add(2.0, "watching", session="w", users=("bob",))
+    values = {"session": "w", "subscription": "s", "user": "bob", "snapshot": True}
+    story.add(2.1, "told", online=True, version=version(0.05), **values)
+    story.add(2.1, "watched", session="w", users=("bob",))
+    if told is not None:
+        story.add(told, "told", online=False, version=0, **values)
+    story.add(till + 0.1, "told", online=True, version=version(till + 0.05), **values)
+    story.add(20.1, "store", user="bob", online=True)
+    story.add(20.3, "row", user="bob", online=True, version=version(till + 0.05))
+
+
+@pytest.mark.parametrize(
+    ("told", "till", "expected"),
+    [
+        (9.6, 18.0, set()),  # 3, 250 ms and 2 s; 0.2 s away, 2 s of amnesty: 7.45; and 2.25 s to tell it
+        (9.8, 18.0, GHOST),
+        (None, 18.0, GHOST),
+        (None, 9.6, set()),  # he is back before
+    ],
+)
+def test_a_ghost_that_the_store_has_forgotten_is_found_by_what_is_shown(story, told, till, expected):
+    forgotten(story, "emptied", told=told, till=till)
+    assert story.findings() == expected
+
+
+def test_a_ghost_that_no_watcher_sees_is_forgotten_with_the_store(story):
+    forgotten(story, "emptied")
+    story.add(8.0, "unwatched", session="w", users=("bob",))
+    story.drop(lambda event: event.what == "told" and event.user == "bob" and event.at > 8.0)
+    assert story.findings() == set()
 
 
 def test_changes_that_waited_for_kafka_are_lost_with_the_store_s_data(story):

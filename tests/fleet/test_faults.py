@@ -41,6 +41,7 @@ async def test_what_all_clients_saw_was_true(form, name, services, tmp_path):
     file = tmp_path / "history.jsonl"
     report, _ = await run_fault(name, seed, file, users=users, watchers=users, **made)
     assert report.counts["told"] > 10 * users
+    assert report.counts["polled"] > 50
     assert report.counts["change"] > users, "it was a run worth the name"
     found = "\n".join(map(str, report.findings[:40]))
     assert not report.findings, f"{len(report.findings)} findings; seed {seed}, history {file}\n{found}"

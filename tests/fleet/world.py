@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import sqlite3
 import sys
@@ -22,6 +23,7 @@ from tests.fleet.checker import DELIVERY
 from tests.fleet.client import Client, Recorder
 from tests.fleet.history import History, Setup
 from tests.support.process import free_port
+from tests.support.rest import request
 from tests.support.server import ServerProcess, environment, run_presence
 from tests.support.waiting import wait_until
 
@@ -30,6 +32,10 @@ BEAT = 0.8
 """Between two heartbeats, s."""
 WATCHED = 40
 """How many users a watcher watches."""
+POLL = 0.2
+"""Between two questions over REST, s."""
+POLLED = 5
+"""About how many users each is."""
 STAY, AWAY = 12.0, 4.0
 """How long a session stays, and stays away, on average, s."""
 TAKEOVER = 6.0
@@ -117,6 +123,8 @@ class World:
             unix=time.time(),
             relayed=kafka is not None,
             takeover=0.0 if kafka is None else TAKEOVER,
+            instances=tuple(self.instances),
+            histories=tuple(self.instances) if cassandra is None else ("cassandra",),
             seed=seed,
             name=name,
         )
@@ -155,6 +163,7 @@ class World:
         for proxy in self._proxies.values():
             await proxy.start()
         self._tasks.append(asyncio.create_task(self._follow()))
+        self._tasks.append(asyncio.create_task(self._poll()))
         for number, user in enumerate(self.users):
             for session in range(1 + number % 3):
                 self._tasks.append(asyncio.create_task(self._life(user, session)))
@@ -204,12 +213,15 @@ class World:
         for user in sorted(self._online()):
             self.recorder.note("store", user=user, online=True)
         for name, server in self.instances.items():
-            answer = await server.post("/api/presence/batch", "nobody", json=self.users)
+            answer = await server.post("/api/presence/batch", "nobody", json=self.users + self._watchers)
             for user, entry in answer.json().items() if answer.status == 200 else ():
                 self.recorder.note("rest", user=user, online=entry["isOnline"], instance=name)
         for name, rows in (await self._rows()).items():
             for user, (online, version) in rows.items():
                 self.recorder.note("row", user=user, online=online, version=version, instance=name)
+        for name, changes in (await self._kept()).items():
+            for user, version, online in changes:
+                self.recorder.note("kept", user=user, online=online, version=version, instance=name)
         if self.kafka is not None:
             await self._log()
         self._done.set()
@@ -325,6 +337,35 @@ class World:
             among = dice.sample(names, len(names))
             await asyncio.sleep(dice.uniform(0, 0.3) if not self._done.is_set() else 0)
 
+    async def _poll(self) -> None:
+        """Ask one instance after the other over REST, as long as the run goes on; none that has not answered yet."""
+        dice = random.Random(f"{self.seed} REST")
+        tokens = {name: server.token("nobody") for name, server in self.instances.items()}
+        asking: dict[str, asyncio.Task[None]] = {}
+
+        async def ask(name: str, users: list[str]) -> None:
+            url = f"{self.instances[name].http}/api/presence/batch"
+            asked = self.recorder.now
+            with contextlib.suppress(OSError):  # it is not there, or frozen
+                answer = await request("POST", url, token=tokens[name], json=users, timeout=2.0)
+                seconds = round(self.recorder.now - asked, 4) + 0.0001  # no less than it was
+                if answer.status == 503:
+                    self.recorder.note("polled", instance=name, how="unknown", seconds=seconds)
+                    return
+                assert answer.status == 200, answer
+                for user, entry in answer.json().items():
+                    self.recorder.note("polled", instance=name, user=user, online=entry["isOnline"], seconds=seconds)
+
+        names = itertools.cycle(self.instances)
+        while not self._over.is_set():
+            name = next(names)
+            if name not in asking or asking[name].done():
+                if name in asking:
+                    asking[name].result()
+                asking[name] = asyncio.create_task(ask(name, dice.sample(self.users, min(POLLED, len(self.users)))))
+            await self.pause(POLL)
+        await asyncio.gather(*asking.values())
+
     def cut(self) -> int:
         """Cut the network of the connections that go through it; return how many there were."""
         for proxy in self._proxies.values():
@@ -417,12 +458,28 @@ class World:
 
     def _read_rows(self) -> dict[str, dict[str, tuple[bool, int]]]:
         if self.cassandra is not None:
-            return {"cassandra": cassandra_rows(self.cassandra.url, self.settings["cassandra_keyspace"])}
+            cql = "SELECT user_id, is_online, WRITETIME(is_online) FROM user_presence"
+            found = {"cassandra": cassandra_rows(self.cassandra.url, self.settings["cassandra_keyspace"], cql)}
+        else:
+            found = self._sqlite_rows("SELECT user_id, is_online, version FROM user_presence")
+        return {name: {user: (bool(online), version) for user, online, version in rows} for name, rows in found.items()}
+
+    async def _kept(self) -> dict[str, list[tuple[str, int, bool]]]:
+        """All changes that the history stores keep; call it after `_rows`: what is written last is there then."""
+        query = "SELECT user_id, version, is_online FROM presence_history"
+        if self.cassandra is not None:
+            await asyncio.sleep(0.5)  # a change is written to both tables at once, in no order
+            keyspace = self.settings["cassandra_keyspace"]
+            found = {"cassandra": await asyncio.to_thread(cassandra_rows, self.cassandra.url, keyspace, query)}
+        else:
+            found = self._sqlite_rows(query)
+        return {name: [(user, version, bool(online)) for user, version, online in rows] for name, rows in found.items()}
+
+    def _sqlite_rows(self, query: str) -> dict[str, list[Any]]:
         found = {}
         for name, server in self.instances.items():
             with closing(sqlite3.connect(f"file:{server.data_dir}/history.db?mode=ro", uri=True, timeout=5)) as db:
-                rows = db.execute("SELECT user_id, is_online, version FROM user_presence").fetchall()
-            found[name] = {user: (bool(online), version) for user, online, version in rows}
+                found[name] = db.execute(query).fetchall()
         return found
 
     async def _log(self) -> None:
@@ -441,14 +498,13 @@ class World:
             self.recorder.note("log", user=user, online=online, version=version)
 
 
-def cassandra_rows(contact_point: str, keyspace: str) -> dict[str, tuple[bool, int]]:
-    """All rows of `user_presence`: online, and the version, with which they are written."""
+def cassandra_rows(contact_point: str, keyspace: str, cql: str) -> list[Any]:
+    """All rows that the statement finds."""
     from cassandra.cluster import Cluster
 
     host, _, port = contact_point.partition(",")[0].rpartition(":")
     with Cluster([host], port=int(port), connect_timeout=10) as cluster, cluster.connect(keyspace) as session:
-        rows = session.execute("SELECT user_id, is_online, WRITETIME(is_online) FROM user_presence", timeout=20)
-        return {user: (bool(online), version) for user, online, version in rows}
+        return list(session.execute(cql, timeout=20))
 
 
 async def kafka_log(bootstrap: str, topic: str) -> list[tuple[str, bool, int]]:
