@@ -366,7 +366,8 @@ async def test_what_is_closed_does_not_wait_for_the_garbage_collector(serving, r
     gc.disable()
     try:
         mine = [one for one in gc.get_objects() if isinstance(one, TCPServer) and vars(one)]
-        kept = [weakref.ref(part) for one in mine for part in (one, one.reader, one.writer.transport)]
+        kept: list[weakref.ref[Any]] = []
+        kept += [weakref.ref(part) for one in mine for part in (one, one.reader, one.writer.transport)]
         kept += [weakref.ref(one) for one in gc.get_objects() if isinstance(one, FrameProtocol)]
         assert len(kept) == 4 * len(mine) == 40
         mine.clear()
