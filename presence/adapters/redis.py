@@ -134,7 +134,6 @@ class RedisStore:
         self._lanes = [Lane(self._transitions(keys)) for keys in self._keys]
         self._epochs: dict[int, int] = {}  # partition → its last amnesty
         self._expired = asyncio.Event()
-        self._swept: dict[str, str] = {}  # partition's online set → run id at its last sweep
         names = [keys.online for keys in self._keys]
         self._servers = Servers(url, names, connections=32 + partitions, timeout=timeout)
         self.health = self._servers.health
@@ -204,10 +203,19 @@ class RedisStore:
 
     async def _run_script(self, name: str, keys: Keys, args: Sequence[object]) -> Any:
         async with self._asking(keys) as node:
+            # The connection first: if it is a new one, the node has seen which server it is.
+            pool = node.redis.connection_pool
+            connection = await pool.get_connection()
             try:
-                return await node.redis.evalsha(_sha(name), 1, keys.online, self.floor, *args)
-            except NoScriptError:  # a new server
-                return await node.redis.eval(_script(name), 1, keys.online, self.floor, *args)
+                more = (1, keys.online, self.floor, *args, node.run_id)
+                await connection.send_command("EVALSHA", _sha(name), *more)
+                try:
+                    return await connection.read_response()
+                except NoScriptError:  # a new server
+                    await connection.send_command("EVAL", _script(name), *more)
+                    return await connection.read_response()
+            finally:
+                await pool.release(connection)
 
     async def _pipe(self, keys: Keys, *commands: tuple[Any, ...]) -> list[Any]:
         """Run commands on keys of the partition in one round trip; return their answers."""
@@ -292,20 +300,18 @@ class RedisStore:
     # Reading
 
     async def read(self, users: Collection[str]) -> Reading:
-        async def part(keys: Keys, members: list[str]) -> tuple[Keys, Node | None, list[str], int, list[str]]:
-            node = self._servers.nodes[keys.partition]  # which may be another when it has answered
+        async def part(keys: Keys, members: list[str]) -> tuple[list[str], int, list[str]]:
             settled, values = await self._ask("read", keys, " ".join(members))
-            return keys, node, members, settled, values.split(" ")
+            return members, settled, values.split(" ")
 
         statuses: dict[str, Status] = {}
         unsettled: set[str] = set()
         groups = list(self._by_partition(users))
         parts = [await part(*groups[0])] if len(groups) == 1 else await asyncio.gather(*(part(*one) for one in groups))
-        for keys, node, members, settled, values in parts:
+        for members, settled, values in parts:
             for user, online, version, active in zip(members, values[::3], values[1::3], values[2::3], strict=True):
                 statuses[user] = Status(user, online == "1", int(version), int(active) if active else None)
-            # Nor is it certain as long as no sweep of ours has met this server.
-            if not settled or node is None or node.run_id != self._swept.get(keys.online):
+            if not settled:
                 unsettled.update(members)
         return Reading(statuses, frozenset(unsettled))
 
@@ -442,22 +448,11 @@ class RedisStore:
 
     async def sweep(self, partition: int) -> Sweep:
         keys = self._keys[partition]
-        async with self._asking(keys) as node:
-            # The connection first: if it is a new one, the node has seen which server it is.
-            pool = node.redis.connection_pool
-            connection = await pool.get_connection()
-            try:
-                amnesty = self._amnesty if partition in self._epochs else self._amnesty_at_start
-                times = (round(self._lease * 1000), round(amnesty * 1000))
-                run_id = node.run_id
-                args = (self.floor, *times, run_id, SWEEP_LIMIT, SWEEP_ENOUGH_MS)
-                await connection.send_command("EVAL", _script("sweep"), 1, keys.online, *args)
-                epoch, left, more, version = await connection.read_response()
-            finally:
-                await pool.release(connection)
+        amnesty = self._amnesty if partition in self._epochs else self._amnesty_at_start
+        args = (round(self._lease * 1000), round(amnesty * 1000), SWEEP_LIMIT, SWEEP_ENOUGH_MS)
+        epoch, left, more, version = await self._run_script("sweep", keys, args)
         self.floor = max(self.floor, version)
         self._epochs[partition] = epoch
-        self._swept[keys.online] = run_id
         return Sweep(epoch, left / 1000, bool(more))
 
     async def overdue(self, seconds: float) -> None:

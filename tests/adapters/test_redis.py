@@ -1113,6 +1113,27 @@ async def test_before_anybody_noticed_another_server_offline_is_unknown_already(
         await deployment.close()
 
 
+async def test_before_anybody_noticed_another_server_nobody_goes_offline(valkey, partitions):
+    """Found in review: an end that waited for the fail-over took offline whose other session the replica had lost."""
+    server = await valkey()
+    deployment = Deployment(server, partitions)
+    try:
+        store = await deployment.instance()
+        one = await connect(store, "alice")  # her session on another instance is what was lost
+        deployment.steady = False
+        await server.restart()
+        now = deployment.now_ms()
+        for base in deployment.bases:  # however long the restart took
+            deployment.redis.set(f"{base}swept", now)
+        await end(store, one)
+        assert deployment.edges("alice") == [(True, "connected")]
+        assert await store.settle([Status("bob", True, 1)]) == []
+        deployment.redis.sadd(f"{deployment.base('cid')}online", "cid")
+        assert (await store.repair())["offline"] == 0
+    finally:
+        await deployment.close()
+
+
 async def test_a_private_store_needs_no_amnesty_at_the_start(deployment):
     """DESIGN §3.6: "A private embedded store needs no amnesty, but settles at start"."""
     store = await deployment.instance(swept=False, amnesty_at_start=0.0, amnesty=60.0)
