@@ -167,6 +167,8 @@ class PresenceStore(Protocol):
     async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> tuple[Sequence[Change], int]:
         """Return the changes behind the cursor, which is first moved on to the version ``done`` (0: left where it is).
 
+        ``done`` is of what the last call returned. Was the store lost since, the cursor stays, and some come again.
+
         Returns:
             At most ``limit`` changes in order, and 0; or none, and the version up to which changes were trimmed before
             the cursor reached them.

@@ -30,7 +30,7 @@ class Relay:
         self._news = asyncio.Event()
         self._lease = f"relay.{sink.name}.{partition}"
         self._held_until = 0.0
-        self._done = 0  # the version up to which the sink has all
+        self._done = 0  # the version up to which the sink has all, until the cursor is moved on to it
         self._waits_since: float | None = None
         self._fails_since: float | None = None
 
@@ -82,6 +82,7 @@ class Relay:
     async def _bring(self) -> bool:
         """Bring one page. False: there is none."""
         changes, gap = await self._store.backlog(self._sink.name, self._partition, self._done, PAGE)
+        self._done = 0  # the cursor has it, or is not to have it
         if gap:
             log.warning("changes were trimmed before %s had them: bringing the newest state instead", self._sink.name)
             async for page in self._store.newest(self._partition, gap):

@@ -133,6 +133,7 @@ class RedisStore:
         self._keys = [Keys(tag, partition) for partition, tag in enumerate(tags(partitions))]
         self._lanes = [Lane(self._transitions(keys)) for keys in self._keys]
         self._epochs: dict[int, int] = {}  # partition → its last amnesty
+        self._read_in: dict[tuple[str, int], str] = {}  # cursor and partition → epoch of the last backlog
         self._expired = asyncio.Event()
         names = [keys.online for keys in self._keys]
         self._servers = Servers(url, names, connections=32 + partitions, timeout=timeout)
@@ -637,12 +638,14 @@ class RedisStore:
 
     async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> tuple[Sequence[Change], int]:
         keys = self._keys[partition]
-        at, trimmed = await self._ask("backlog", keys, cursor, done)
-        if at < trimmed:
-            return [], trimmed
-        async with self._asking(keys) as node:
-            entries = await node.redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
-        return [_change(entry) for entry in entries], 0
+        read_in = self._read_in.get((cursor, partition), "")
+        at, trimmed, epoch = await self._ask("backlog", keys, cursor, done, read_in)
+        entries = []
+        if at >= trimmed:
+            async with self._asking(keys) as node:
+                entries = await node.redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
+        self._read_in[cursor, partition] = epoch
+        return [_change(entry) for entry in entries], trimmed if at < trimmed else 0
 
     async def lag(self, cursor: str) -> float:
         async def part(keys: Keys) -> float:
