@@ -155,8 +155,12 @@ class PresenceStore(Protocol):
     async def sessions_of(self, user: str) -> Mapping[str, str]:
         """Return the user's sessions that have a lease: session id → device; empty when there are none."""
 
-    async def hold(self, name: str, seconds: float) -> bool:
-        """Take or keep the lease called ``name`` for this instance. False: another instance has it."""
+    async def hold(self, name: str, seconds: float, partition: int = 0) -> bool:
+        """Take or keep the lease called ``name`` for this instance. False: another instance has it.
+
+        Args:
+            partition: where the lease is kept; one of another partition is another lease.
+        """
 
     async def overdue(self, seconds: float) -> None:
         """Wait until a session's key has expired, ``seconds`` at most. A hint, no more (DESIGN §3.3)."""
@@ -175,7 +179,10 @@ class PresenceStore(Protocol):
         """
 
     async def lag(self, cursor: str) -> float:
-        """Return for how long the oldest change behind the cursor has been there, s; 0 when there is none."""
+        """Return for how long the oldest change behind the cursor has been there, s; 0 when there is none.
+
+        Of partitions that cannot be asked, nothing, unless it is all of them.
+        """
 
     def newest(self, partition: int, upto: int) -> AsyncIterator[Sequence[Change]]:
         """Iterate over the last changes of the partition's users, those up to the version ``upto``, in pages."""

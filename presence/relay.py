@@ -73,7 +73,7 @@ class Relay:
         now = _now()
         if now <= self._held_until - LEASE / 2:
             return True
-        if await self._store.hold(self._lease, LEASE):
+        if await self._store.hold(self._lease, LEASE, self._partition):
             self._held_until = now + LEASE
             return True
         self._done, self._waits_since, self._fails_since = 0, None, None  # whoever holds it moves the cursor now
@@ -119,7 +119,7 @@ class Relay:
     async def _release(self) -> None:
         self._held_until = 0.0
         try:
-            await self._store.hold(self._lease, 0.001)
+            await self._store.hold(self._lease, 0.001, self._partition)
         except StoreUnavailable as error:
             log.debug("the lease %s is left to its end: %s", self._lease, error)
 

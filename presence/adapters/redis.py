@@ -601,8 +601,8 @@ class RedisStore:
         wrong = ((watcher, set(users) - watched[watcher]) for watcher, users in recorded.items())
         return {watcher: users for watcher, users in wrong if users}
 
-    async def hold(self, name: str, seconds: float) -> bool:
-        return bool(await self._ask("hold", self._keys[0], name, self._instance, round(seconds * 1000)))
+    async def hold(self, name: str, seconds: float, partition: int = 0) -> bool:
+        return bool(await self._ask("hold", self._keys[partition], name, self._instance, round(seconds * 1000)))
 
     # The stream of changes
 
@@ -648,14 +648,21 @@ class RedisStore:
         return [_change(entry) for entry in entries], trimmed if at < trimmed else 0
 
     async def lag(self, cursor: str) -> float:
-        async def part(keys: Keys) -> float:
-            (at,) = await self._pipe(keys, ("GET", f"{keys.base}cursor:{cursor}"))
-            after = f"({_entry_id(int(at or 0))}"
-            entries, (seconds, us) = await self._pipe(keys, ("XRANGE", keys.changes, after, "+", "COUNT", 1), ("TIME",))
+        async def part(keys: Keys) -> float | StoreUnavailable:
+            try:
+                (at,) = await self._pipe(keys, ("GET", f"{keys.base}cursor:{cursor}"))
+                oldest = ("XRANGE", keys.changes, f"({_entry_id(int(at or 0))}", "+", "COUNT", 1)
+                entries, (seconds, us) = await self._pipe(keys, oldest, ("TIME",))
+            except StoreUnavailable as error:
+                return error
             now_us = int(seconds) * 1_000_000 + int(us)
             return (now_us - _change(entries[0]).version) / 1e6 if entries else 0.0
 
-        return max(0.0, *await asyncio.gather(*(part(keys) for keys in self._keys)))
+        found = await asyncio.gather(*map(part, self._keys))
+        ages = [age for age in found if isinstance(age, float)]
+        if not ages:
+            raise StoreUnavailable(str(found[0]))
+        return max(0.0, *ages)
 
     async def newest(self, partition: int, upto: int) -> AsyncIterator[Sequence[Change]]:
         keys = self._keys[partition]

@@ -1810,6 +1810,7 @@ async def test_work_is_held_by_one_instance_and_passes_on_when_its_lease_lapses(
     assert await store.hold("relay", 0.3)  # kept, and shortened for this test
     assert not await other.hold("relay", 60)
     assert await other.hold("other work", 60)
+    assert await other.hold("relay", 60, store.partitions - 1) == (store.partitions > 1)
     await wait_until(lambda: not deployment.redis.exists(f"{deployment.bases[0]}holder:relay"))
     assert await other.hold("relay", 60)
     assert not await store.hold("relay", 60)
