@@ -161,7 +161,11 @@ async def on_one_instance(
 ) -> None:
     """Run the job unless another instance ran it within ``seconds``."""
     if await store.hold(name, seconds):
-        await job()
+        try:
+            await job()
+        except Unavailable:
+            await store.hold(name, 0.001)  # perhaps it is only this instance that cannot
+            raise
 
 
 async def cleanup(service: PresenceService) -> None:

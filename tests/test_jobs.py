@@ -420,6 +420,23 @@ async def test_a_shared_job_is_run_by_one_instance(deployment, make_service):
     assert len(runs) == 2
 
 
+async def test_a_shared_job_that_one_instance_cannot_do_passes_on(deployment, make_service):
+    one, other = await make_service(), await make_service()
+    runs = []
+
+    async def fail() -> None:
+        raise HistoryUnavailable("away")
+
+    async def job() -> None:
+        runs.append(1)
+
+    with pytest.raises(HistoryUnavailable):
+        await jobs.on_one_instance(one.store, "job", 60, fail)
+    await asyncio.sleep(0.01)
+    await jobs.on_one_instance(other.store, "job", 60, job)
+    assert runs
+
+
 async def test_the_guides_scheduled_tasks_say_what_they_found(deployment, make_service, caplog):
     """Guide, Monitoring: "Cleanup Task", "Stats Logging: Logs online user count every minute"."""
     caplog.set_level(logging.INFO, "presence.jobs")
