@@ -307,13 +307,15 @@ async def test_malformed_records_are_skipped_and_told_of_once_a_minute(kafka, ma
         (b"alice", b"[" * 100_000),
         *(
             (b"alice", json.dumps(good | {field: value}).encode())
-            for field, value in {
-                "userId": "bob",
-                "online": 1,
-                "version": "5",
-                "lastActive": "yesterday",
-                "reason": "whatever",
-            }.items()
+            for field, value in (
+                ("userId", "bob"),
+                ("online", 1),
+                ("version", "5"),
+                ("version", 0),
+                ("version", 2**53),
+                ("lastActive", "yesterday"),
+                ("reason", "whatever"),
+            )
         ),
     ]
     async with following(bus) as reader:
