@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
-from presence.ports import Bus, PresenceStore, Sink, StoreUnavailable, Unavailable
+from presence.ports import Bus, PresenceStore, Sink, StoreUnavailable, Sweep, Unavailable
 from presence.service import PresenceService
 
 log = logging.getLogger(__name__)
@@ -40,21 +40,22 @@ async def sweep(service: PresenceService, partition: int) -> None:
             service.restore(partition)
             if settling:
                 settling.cancel()
-            settling = asyncio.create_task(_settle(service, partition, found.settling))
+            settling = asyncio.create_task(_settle(service, partition, found))
         if not found.more:
             await asyncio.sleep(SWEEP_PAUSE)
             await store.overdue(SWEEP_EVERY - SWEEP_PAUSE)
 
 
-async def _settle(service: PresenceService, partition: int, amnesty: float) -> None:
+async def _settle(service: PresenceService, partition: int, found: Sweep) -> None:
     async def settled() -> None:
         while (await service.store.sweep(partition)).settling:
             await asyncio.sleep(SWEEP_EVERY)
         await service.settle(partition)
 
-    await asyncio.sleep(amnesty)
+    await asyncio.sleep(found.settling)
     await _until_done(settled, SWEEP_EVERY, f"settling partition {partition}")
-    await _until_done(partial(service.settle_history, partition), HISTORY_EVERY, f"settling partition {partition}")
+    history = partial(service.settle_history, partition, found.epoch)
+    await _until_done(history, HISTORY_EVERY, f"settling partition {partition}")
 
 
 async def _until_done(step: Callable[[], Awaitable[None]], pause: float, name: str) -> None:

@@ -206,7 +206,7 @@ async def test_a_history_that_is_away_has_nothing_else_settled_again(deployment,
         settled.append(partition)
         await settle(partition)
 
-    async def fail(partition: int) -> None:
+    async def fail(partition: int, epoch: int) -> None:
         tries.append(partition)
         if len(tries) < 4:
             raise HistoryUnavailable("away")
