@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_EVERY = 0.1  # s
 HISTORY_EVERY = 5.0  # s between two tries to settle with a history that is away
+TOLD_UNREAD = 1000  # changes in the bus that are worth a line in the log
 SWEEP_PAUSE = 0.03  # s between two sweeps, however many keys expire
 
 
@@ -190,7 +191,11 @@ async def renew_open_sessions(service: PresenceService) -> None:
     service.renew_open_sessions()
 
 
-async def lag(store: PresenceStore, sinks: Iterable[Sink]) -> None:
-    """Note for the health page how far each sink is behind the changes."""
+async def lag(store: PresenceStore, sinks: Iterable[Sink], bus: Bus | None = None) -> None:
+    """Note for the health page how far each sink is behind the changes, and this instance behind the bus."""
+    if bus:
+        bus.health.unread = unread = bus.unread()
+        if unread and unread > TOLD_UNREAD:
+            log.info("%d changes in %s are still to be read", unread, bus.name)
     for sink in sinks:
         sink.health.lag = await store.lag(sink.name)

@@ -39,6 +39,7 @@ class Health:
         self.since = time.time()  # Unix s
         self.detail: str | None = None
         self.lag: float | None = None  # s that the oldest change which is not there yet has waited
+        self.unread: int | None = None  # changes in a bus that this instance has still to read
 
     def note(self, state: str, detail: str | None = None) -> bool:
         """Note what was seen last: `up`, or `down` with the reason. True when that is news."""
@@ -204,6 +205,9 @@ class Sink(Protocol):
 
 class Bus(Sink, Protocol):
     """Carries every change to every instance (guide, Kafka topic `user.presence.status`)."""
+
+    def unread(self) -> int | None:
+        """Return how many changes this instance has still to read; None while it is away."""
 
     def follow(self, wanted: Callable[[str], bool]) -> AsyncIterator[Sequence[Change] | None]:
         """Iterate over the changes from now on, for ever; while it is away, it waits.

@@ -268,6 +268,9 @@ class HandBus:
     async def write(self, changes):
         raise AssertionError("nobody relays here")
 
+    def unread(self):
+        return self.queue.qsize()
+
     async def follow(self, wanted):
         self.wanted = wanted
         while True:
@@ -381,6 +384,17 @@ async def test_without_a_fallback_changes_wait_for_the_bus(bridged):
         assert not await told_within(one.watcher, 0.5)
         one.bus.health.note("up")
         assert (await wait_until(one.watcher.flips))[0].online  # read anew: the change itself may have been trimmed
+
+
+@pytest.mark.parametrize("unread", [None, 0, 1_001])
+async def test_it_is_known_how_far_an_instance_is_behind_the_bus(bridged, caplog, monkeypatch, unread):
+    """The issue: "The lag of both hops is known (health, logs)"."""
+    caplog.set_level(logging.INFO, "presence.jobs")
+    bus = bridged.bus
+    monkeypatch.setattr(bus, "unread", lambda: unread)
+    await jobs.lag(bridged.service.store, [bus], bus)
+    assert (bus.health.unread, bus.health.lag) == (unread, 0.0)
+    assert ("1001 changes in bus are still to be read" in caplog.messages) == (unread == 1_001)
 
 
 async def test_the_relay_is_woken_by_every_change(bridged):

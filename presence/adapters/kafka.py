@@ -239,8 +239,7 @@ class KafkaBus:
                 await self._stopped(partial(_stop, consumer))
             await asyncio.sleep(pause)
 
-    def lag(self) -> int | None:
-        """Return how many records are not read yet; None when Kafka is away."""
+    def unread(self) -> int | None:
         consumer = self._consumer
         if consumer is None:
             return None
