@@ -109,7 +109,7 @@ def store():
 def calls(script: str, *of_each: object) -> Callable[[redis.Redis, int], object]:
     def call(store: redis.Redis, count: int) -> object:
         args: list[Any] = [arg for number in range(count) for arg in (f"user-{number}", *of_each)]
-        return store.register_script(_script(script))(["presence:online"], [0, *args])
+        return store.register_script(_script(script))(["presence:online"], [0, *args, ""])
 
     return call
 

@@ -456,7 +456,7 @@ def _jobs(
     every(settings.cleanup_seconds, "cleanup", partial(jobs.cleanup, service), shared=True)
     every(settings.stats_seconds, "stats", partial(jobs.stats, service))
     every(settings.cleanup_seconds, "watches", partial(jobs.renew_watches, service))
-    every(LAG_SECONDS, "lag", partial(jobs.lag, store, parts.sinks))
+    every(LAG_SECONDS, "lag", partial(jobs.lag, store, parts.sinks, bus))
     every(10.0, "trim", partial(store.trim, settings.changes_keep_seconds, settings.changes_cap))
     if settings.lease_renewed_by == "connection":
         every(settings.lease_seconds / 3, "renewal", partial(jobs.renew_open_sessions, service))

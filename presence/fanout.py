@@ -144,8 +144,9 @@ class Fanout:
         return list(self._watchers)
 
     def told(self) -> Iterator[Status]:
-        """Iterate over what sessions have been told of users, with the newest version; of the hidden, nothing."""
+        """Iterate over what sessions have been told of users, or are to be, with the newest version of each user."""
         for user, watchers in list(self._watchers.items()):
-            told = [status for watcher in watchers if (status := watcher.told.get(user)) and status.version]
+            known = (by_user.get(user) for watcher in watchers for by_user in (watcher.told, watcher.pending))
+            told = [status for status in known if status and status.version]  # which the hidden have not
             if told:
                 yield max(told, key=_version)

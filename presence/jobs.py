@@ -8,13 +8,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
-from presence.ports import Bus, PresenceStore, Sink, StoreUnavailable, Unavailable
+from presence.ports import Bus, PresenceStore, Sink, StoreUnavailable, Sweep, Unavailable
 from presence.service import PresenceService
 
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY = 0.1  # s
 HISTORY_EVERY = 5.0  # s between two tries to settle with a history that is away
+TOLD_UNREAD = 1000  # changes in the bus that are worth a line in the log
 SWEEP_PAUSE = 0.03  # s between two sweeps, however many keys expire
 
 
@@ -40,21 +41,22 @@ async def sweep(service: PresenceService, partition: int) -> None:
             service.restore(partition)
             if settling:
                 settling.cancel()
-            settling = asyncio.create_task(_settle(service, partition, found.settling))
+            settling = asyncio.create_task(_settle(service, partition, found))
         if not found.more:
             await asyncio.sleep(SWEEP_PAUSE)
             await store.overdue(SWEEP_EVERY - SWEEP_PAUSE)
 
 
-async def _settle(service: PresenceService, partition: int, amnesty: float) -> None:
+async def _settle(service: PresenceService, partition: int, found: Sweep) -> None:
     async def settled() -> None:
         while (await service.store.sweep(partition)).settling:
             await asyncio.sleep(SWEEP_EVERY)
         await service.settle(partition)
 
-    await asyncio.sleep(amnesty)
+    await asyncio.sleep(found.settling)
     await _until_done(settled, SWEEP_EVERY, f"settling partition {partition}")
-    await _until_done(partial(service.settle_history, partition), HISTORY_EVERY, f"settling partition {partition}")
+    history = partial(service.settle_history, partition, found.epoch)
+    await _until_done(history, HISTORY_EVERY, f"settling partition {partition}")
 
 
 async def _until_done(step: Callable[[], Awaitable[None]], pause: float, name: str) -> None:
@@ -161,7 +163,11 @@ async def on_one_instance(
 ) -> None:
     """Run the job unless another instance ran it within ``seconds``."""
     if await store.hold(name, seconds):
-        await job()
+        try:
+            await job()
+        except Unavailable:
+            await store.hold(name, 0.001)  # perhaps it is only this instance that cannot
+            raise
 
 
 async def cleanup(service: PresenceService) -> None:
@@ -185,7 +191,11 @@ async def renew_open_sessions(service: PresenceService) -> None:
     service.renew_open_sessions()
 
 
-async def lag(store: PresenceStore, sinks: Iterable[Sink]) -> None:
-    """Note for the health page how far each sink is behind the changes."""
+async def lag(store: PresenceStore, sinks: Iterable[Sink], bus: Bus | None = None) -> None:
+    """Note for the health page how far each sink is behind the changes, and this instance behind the bus."""
+    if bus:
+        bus.health.unread = unread = bus.unread()
+        if unread and unread > TOLD_UNREAD:
+            log.info("%d changes in %s are still to be read", unread, bus.name)
     for sink in sinks:
         sink.health.lag = await store.lag(sink.name)

@@ -39,6 +39,7 @@ class Health:
         self.since = time.time()  # Unix s
         self.detail: str | None = None
         self.lag: float | None = None  # s that the oldest change which is not there yet has waited
+        self.unread: int | None = None  # changes in a bus that this instance has still to read
 
     def note(self, state: str, detail: str | None = None) -> bool:
         """Note what was seen last: `up`, or `down` with the reason. True when that is news."""
@@ -155,8 +156,12 @@ class PresenceStore(Protocol):
     async def sessions_of(self, user: str) -> Mapping[str, str]:
         """Return the user's sessions that have a lease: session id → device; empty when there are none."""
 
-    async def hold(self, name: str, seconds: float) -> bool:
-        """Take or keep the lease called ``name`` for this instance. False: another instance has it."""
+    async def hold(self, name: str, seconds: float, partition: int = 0) -> bool:
+        """Take or keep the lease called ``name`` for this instance. False: another instance has it.
+
+        Args:
+            partition: where the lease is kept; one of another partition is another lease.
+        """
 
     async def overdue(self, seconds: float) -> None:
         """Wait until a session's key has expired, ``seconds`` at most. A hint, no more (DESIGN §3.3)."""
@@ -167,13 +172,18 @@ class PresenceStore(Protocol):
     async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> tuple[Sequence[Change], int]:
         """Return the changes behind the cursor, which is first moved on to the version ``done`` (0: left where it is).
 
+        ``done`` is of what the last call returned. Was the store lost since, the cursor stays, and some come again.
+
         Returns:
             At most ``limit`` changes in order, and 0; or none, and the version up to which changes were trimmed before
             the cursor reached them.
         """
 
     async def lag(self, cursor: str) -> float:
-        """Return for how long the oldest change behind the cursor has been there, s; 0 when there is none."""
+        """Return for how long the oldest change behind the cursor has been there, s; 0 when there is none.
+
+        Of partitions that cannot be asked, nothing, unless it is all of them.
+        """
 
     def newest(self, partition: int, upto: int) -> AsyncIterator[Sequence[Change]]:
         """Iterate over the last changes of the partition's users, those up to the version ``upto``, in pages."""
@@ -195,6 +205,9 @@ class Sink(Protocol):
 
 class Bus(Sink, Protocol):
     """Carries every change to every instance (guide, Kafka topic `user.presence.status`)."""
+
+    def unread(self) -> int | None:
+        """Return how many changes this instance has still to read; None while it is away."""
 
     def follow(self, wanted: Callable[[str], bool]) -> AsyncIterator[Sequence[Change] | None]:
         """Iterate over the changes from now on, for ever; while it is away, it waits.

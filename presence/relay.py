@@ -30,7 +30,7 @@ class Relay:
         self._news = asyncio.Event()
         self._lease = f"relay.{sink.name}.{partition}"
         self._held_until = 0.0
-        self._done = 0  # the version up to which the sink has all
+        self._done = 0  # the version up to which the sink has all, until the cursor is moved on to it
         self._waits_since: float | None = None
         self._fails_since: float | None = None
 
@@ -73,7 +73,7 @@ class Relay:
         now = _now()
         if now <= self._held_until - LEASE / 2:
             return True
-        if await self._store.hold(self._lease, LEASE):
+        if await self._store.hold(self._lease, LEASE, self._partition):
             self._held_until = now + LEASE
             return True
         self._done, self._waits_since, self._fails_since = 0, None, None  # whoever holds it moves the cursor now
@@ -82,6 +82,7 @@ class Relay:
     async def _bring(self) -> bool:
         """Bring one page. False: there is none."""
         changes, gap = await self._store.backlog(self._sink.name, self._partition, self._done, PAGE)
+        self._done = 0  # the cursor has it, or is not to have it
         if gap:
             log.warning("changes were trimmed before %s had them: bringing the newest state instead", self._sink.name)
             async for page in self._store.newest(self._partition, gap):
@@ -118,7 +119,7 @@ class Relay:
     async def _release(self) -> None:
         self._held_until = 0.0
         try:
-            await self._store.hold(self._lease, 0.001)
+            await self._store.hold(self._lease, 0.001, self._partition)
         except StoreUnavailable as error:
             log.debug("the lease %s is left to its end: %s", self._lease, error)
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 PAGE = 500  # users to a read of the store
 SNAPSHOTS = 8  # snapshots read at once: when all clients come back together, the sweep is to get through
 REMOVALS = 4  # of who watches whom, at once: when thousands go, all else is to get through
+SETTLED = 30 * 86_400.0  # s for which it is remembered that a loss of the store was settled with the history
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class PresenceService:
         self._settled = [asyncio.Event() for _ in range(store.partitions)]
         for partition in range(store.partitions):
             self.note_settled(partition, settled=True)
+        self._looking = asyncio.Lock()
+        self._looks = self._looked = 0  # at the history, to settle: the last one that began, and that ended well
         self._open: dict[str, set[Session]] = {}  # user → sessions whose connection is here
 
     def open_sessions(self) -> list[Session]:
@@ -325,10 +328,24 @@ class PresenceService:
         await self.resync(partition)
         await self.store.renew_watches(self.open_sessions())
 
-    async def settle_history(self, partition: int) -> None:
-        """After that: whoever the history still says is online, and is not, goes offline."""
-        count = await self._settle_history(partition)
-        log.info("settled partition %d: %d kept as online by the history were not", partition, count)
+    async def settle_history(self, partition: int, epoch: int) -> None:
+        """After that: whoever the history still says is online, and is not, goes offline; unless that was done already.
+
+        Args:
+            partition: in which the store has come back.
+            epoch: since when.
+        """
+        done = f"settled.{self.history.name}.{epoch}"
+        looks = self._looks
+        if await self.store.hold(done, 0.001, partition):  # else another instance has it, since it has done it
+            async with self._looking:
+                if self._looked <= looks:  # since then: one look at the history is enough for all partitions
+                    self._looks += 1
+                    count = await self._settle_history()
+                    self._looked = self._looks
+                    log.info("settled with the history: %d kept as online were not", count)
+            await self.store.hold(done, SETTLED, partition)
+        log.info("settled partition %d", partition)
 
     async def resync(self, partition: int) -> None:
         """Changes were missed: read the statuses of all watched users anew."""
@@ -338,12 +355,11 @@ class PresenceService:
                 if status.online or user not in reading.unsettled:
                     self.fanout.deliver(status)
 
-    async def _settle_history(self, partition: int | None = None) -> int:
+    async def _settle_history(self) -> int:
         """Announce as offline whom the history still says is online. Returns how many."""
         count = 0
         async for rows in self.history.online_users():
-            mine = [row for row in rows if partition is None or self.store.partition_of(row.user) == partition]
-            offline = await self.store.settle(mine)
+            offline = await self.store.settle(rows)
             await self.history.write(offline)
             count += len(offline)
         return count

@@ -311,7 +311,10 @@ def test_what_somebody_was_told_comes_with_the_newest_version_told(fanout):
     assert sorted(fanout.told(), key=lambda status: status.user) == [on("a", 7), on("b", 5), off("c", 5)]
 
 
-def test_who_is_only_pending_was_not_told(fanout):
+def test_what_is_pending_is_settled_as_well(fanout):
+    """Found in review: a change that the store had lost was told after the settling, and never corrected."""
     watching(fanout, "a")
+    watching(fanout, "b", read=None)
     fanout.deliver(on("a", 5))
-    assert list(fanout.told()) == [off("a", 1)]
+    fanout.deliver(on("b", 5))
+    assert list(fanout.told()) == [on("a", 5), on("b", 5)]

@@ -206,7 +206,7 @@ async def test_a_history_that_is_away_has_nothing_else_settled_again(deployment,
         settled.append(partition)
         await settle(partition)
 
-    async def fail(partition: int) -> None:
+    async def fail(partition: int, epoch: int) -> None:
         tries.append(partition)
         if len(tries) < 4:
             raise HistoryUnavailable("away")
@@ -267,6 +267,9 @@ class HandBus:
 
     async def write(self, changes):
         raise AssertionError("nobody relays here")
+
+    def unread(self):
+        return self.queue.qsize()
 
     async def follow(self, wanted):
         self.wanted = wanted
@@ -383,6 +386,17 @@ async def test_without_a_fallback_changes_wait_for_the_bus(bridged):
         assert (await wait_until(one.watcher.flips))[0].online  # read anew: the change itself may have been trimmed
 
 
+@pytest.mark.parametrize("unread", [None, 0, 1_001])
+async def test_it_is_known_how_far_an_instance_is_behind_the_bus(bridged, caplog, monkeypatch, unread):
+    """The issue: "The lag of both hops is known (health, logs)"."""
+    caplog.set_level(logging.INFO, "presence.jobs")
+    bus = bridged.bus
+    monkeypatch.setattr(bus, "unread", lambda: unread)
+    await jobs.lag(bridged.service.store, [bus], bus)
+    assert (bus.health.unread, bus.health.lag) == (unread, 0.0)
+    assert ("1001 changes in bus are still to be read" in caplog.messages) == (unread == 1_001)
+
+
 async def test_the_relay_is_woken_by_every_change(bridged):
     one = bridged
     woken = asyncio.Event()
@@ -418,6 +432,23 @@ async def test_a_shared_job_is_run_by_one_instance(deployment, make_service):
     assert len(runs) == 1
     await jobs.on_one_instance(one.store, "job", 60, job)
     assert len(runs) == 2
+
+
+async def test_a_shared_job_that_one_instance_cannot_do_passes_on(deployment, make_service):
+    one, other = await make_service(), await make_service()
+    runs = []
+
+    async def fail() -> None:
+        raise HistoryUnavailable("away")
+
+    async def job() -> None:
+        runs.append(1)
+
+    with pytest.raises(HistoryUnavailable):
+        await jobs.on_one_instance(one.store, "job", 60, fail)
+    await asyncio.sleep(0.01)
+    await jobs.on_one_instance(other.store, "job", 60, job)
+    assert runs
 
 
 async def test_the_guides_scheduled_tasks_say_what_they_found(deployment, make_service, caplog):

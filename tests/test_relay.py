@@ -211,6 +211,30 @@ async def test_a_holder_that_wakes_late_does_not_move_the_cursor_back(deployment
     await asyncio.wait([late])
 
 
+async def test_a_change_of_a_new_slower_primary_below_what_the_sink_has_is_not_left_out(deployment):
+    """Found in review: what was read of the primary that died moved the cursor past what the next one gave out."""
+    store = await deployment.instance()
+
+    class Loses(Sink):
+        async def write(self, changes):
+            await super().write(changes)
+            if len(self.writes) == 1:
+                deployment.redis.delete("presence:changes")
+                deployment.redis.hset("presence:amnesty", "server", "the primary that died")
+
+    sink = Loses()
+    entry = {"user": "lost", "online": "1", "lastActive": "", "device": "web", "reason": "connected"}
+    deployment.redis.xadd("presence:changes", entry, f"{deployment.now_ms() + 30_000}-0")
+    async with relaying(store, sink):
+        await wait_until(lambda: len(sink.writes) == 1)
+        await asyncio.sleep(10 * module.POLL)  # some looks before a sweep has met the new one, and some after
+        await deployment.sweep(store)
+        await asyncio.sleep(10 * module.POLL)
+        await changes_of(store, count=2)
+        await wait_until(lambda: cursor(deployment) == deployment.changes()[-1].version)
+    assert sink.changes[1:] == deployment.changes()
+
+
 async def test_a_holder_that_alone_cannot_reach_the_sink_leaves_it_to_another(deployment):
     store, other = await deployment.instance(), await deployment.instance()
     cut_off, sink = Sink(), Sink()

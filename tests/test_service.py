@@ -711,11 +711,16 @@ async def test_each_partition_asserts_its_own(rig):
     assert restored == len(of_it) > 0
 
 
-async def settle(rig, service):
+async def settle(rig, service, epoch=1):
     await rig.swept()
     for partition in range(rig.deployment.partitions):
         await service.settle(partition)
-        await service.settle_history(partition)
+    await settle_history(rig, service, epoch)
+
+
+async def settle_history(rig, service, epoch):
+    partitions = range(rig.deployment.partitions)
+    await asyncio.gather(*(service.settle_history(partition, epoch) for partition in partitions))
 
 
 async def test_settling_tells_watchers_of_those_who_did_not_come_back(rig):
@@ -767,6 +772,45 @@ async def test_settling_sets_right_what_the_history_says(rig):
     change = rig.deployment.changes("gone")[-1]
     assert rows["gone"] == Status("gone", False, change.version, 5)
     assert rows["here"].online
+    assert rig.deployment.edges("gone") == [(False, "restored")]
+
+
+async def test_one_look_at_the_history_settles_all_partitions_for_all_instances(rig, monkeypatch):
+    """Found in review: each instance read all rows once for each partition, at every start and after every loss."""
+    looks = []
+    online_users = rig.history.port.online_users
+
+    async def counted():
+        looks.append(1)
+        async for page in online_users():
+            yield page
+
+    monkeypatch.setattr(rig.history.port, "online_users", counted)
+    service = rig.service()
+    await settle_history(rig, service, epoch=1)
+    assert len(looks) == 1
+    rig.store = Recorded(await rig.deployment.instance())
+    starts = rig.service()
+    await settle_history(rig, starts, epoch=1)
+    assert len(looks) == 1, "it was done since the loss"
+    await settle_history(rig, starts, epoch=2)
+    assert len(looks) == 2
+
+
+async def test_a_look_at_the_history_that_fails_is_none(rig, monkeypatch):
+    async def fail():
+        raise HistoryUnavailable("away")
+        yield
+
+    service = rig.service()
+    online_users = rig.history.port.online_users
+    monkeypatch.setattr(rig.history.port, "online_users", fail)
+    tries = await asyncio.gather(*(service.settle_history(0, 1) for _ in range(2)), return_exceptions=True)
+    assert [type(one) for one in tries] == [HistoryUnavailable] * 2
+    monkeypatch.setattr(rig.history.port, "online_users", online_users)
+    await rig.history.port.write([Change("gone", True, 7_000)])
+    await rig.swept()
+    await service.settle_history(0, 1)
     assert rig.deployment.edges("gone") == [(False, "restored")]
 
 

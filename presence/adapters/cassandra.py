@@ -269,7 +269,7 @@ class CassandraSession:
     # Requests
 
     async def ask(self, requests: Sequence[Request]) -> Sequence[Rows]:
-        """Send all requests, as many at once as may be; return the rows of each, the first page of them.
+        """Send all requests, as many at once as may be; return the rows of each, its first page.
 
         Raises:
             CassandraUnavailable: one of them failed. Whether the others have taken effect is unknown.
@@ -446,9 +446,12 @@ class CassandraHistory:
         newest = max([now, *(status.version for status in (await self.read([user])).values())])
         days = [_day(moment) for moment in range(newest, now - (self._days + 1) * DAY, -DAY)]
         found: list[Change] = []
-        for page in await self._session.ask([(_CHANGES, [user, day, limit]) for day in days]):
-            for online, version, active, device, reason in page:
-                found.append(Change(user, online, version, active, device, Reason(reason)))
+        for day in days:
+            async for page in self._session.pages(_CHANGES, [user, day, limit]):
+                for online, version, active, device, reason in page:
+                    found.append(Change(user, online, version, active, device, Reason(reason)))
+            if len(found) >= limit:
+                break
         return found[:limit]
 
 

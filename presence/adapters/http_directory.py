@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 32
 ANSWER_BYTES = 4 * 2**20
 PAUSE = 1.0  # s after a failure in which nothing is asked: else each of many look-ups would wait for the time limit
+AWAY = (502, 503, 504)  # what a proxy answers, or the application itself, when it cannot; 500 may be of one user alone
 
 Ids = tuple[str, ...]
 
@@ -96,6 +97,8 @@ class HttpDirectory:
         async with self._session.get(f"{self._base}/{path}", headers=headers, allow_redirects=False) as response:
             if response.status == 404:
                 return None
+            if response.status in AWAY:
+                raise aiohttp.ClientError(f"status {response.status}")
             if response.status != 200:
                 raise ValueError(f"status {response.status}")
             body = b""

@@ -239,8 +239,7 @@ class KafkaBus:
                 await self._stopped(partial(_stop, consumer))
             await asyncio.sleep(pause)
 
-    def lag(self) -> int | None:
-        """Return how many records are not read yet; None when Kafka is away."""
+    def unread(self) -> int | None:
         consumer = self._consumer
         if consumer is None:
             return None
@@ -402,7 +401,9 @@ def _change(user: str, value: bytes) -> Change:
     """Return the change in a record. Raises one of `MALFORMED`."""
     event = json.loads(value)
     online, version, active = event["online"], event["version"], event["lastActive"]
-    if event["userId"] != user or type(online) is not bool or type(version) is not int or version <= 0:
+    if event["userId"] != user or type(online) is not bool or type(version) is not int:
         raise ValueError(f"no change of {user}: {value[:200]!r}")
+    if not 0 < version < 2**53:  # µs: what is no time could not be told
+        raise ValueError(f"version {version}")
     last_active = None if active is None else round(datetime.fromisoformat(active).timestamp() * 1000)
     return Change(user, online, version, last_active, str(event["device"]), Reason(event["reason"]))

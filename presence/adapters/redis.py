@@ -133,8 +133,8 @@ class RedisStore:
         self._keys = [Keys(tag, partition) for partition, tag in enumerate(tags(partitions))]
         self._lanes = [Lane(self._transitions(keys)) for keys in self._keys]
         self._epochs: dict[int, int] = {}  # partition → its last amnesty
+        self._read_in: dict[tuple[str, int], str] = {}  # cursor and partition → epoch of the last backlog
         self._expired = asyncio.Event()
-        self._swept: dict[str, str] = {}  # partition's online set → run id at its last sweep
         names = [keys.online for keys in self._keys]
         self._servers = Servers(url, names, connections=32 + partitions, timeout=timeout)
         self.health = self._servers.health
@@ -204,10 +204,19 @@ class RedisStore:
 
     async def _run_script(self, name: str, keys: Keys, args: Sequence[object]) -> Any:
         async with self._asking(keys) as node:
+            # The connection first: if it is a new one, the node has seen which server it is.
+            pool = node.redis.connection_pool
+            connection = await pool.get_connection()
             try:
-                return await node.redis.evalsha(_sha(name), 1, keys.online, self.floor, *args)
-            except NoScriptError:  # a new server
-                return await node.redis.eval(_script(name), 1, keys.online, self.floor, *args)
+                more = (1, keys.online, self.floor, *args, node.run_id)
+                await connection.send_command("EVALSHA", _sha(name), *more)
+                try:
+                    return await connection.read_response()
+                except NoScriptError:  # a new server
+                    await connection.send_command("EVAL", _script(name), *more)
+                    return await connection.read_response()
+            finally:
+                await pool.release(connection)
 
     async def _pipe(self, keys: Keys, *commands: tuple[Any, ...]) -> list[Any]:
         """Run commands on keys of the partition in one round trip; return their answers."""
@@ -292,20 +301,18 @@ class RedisStore:
     # Reading
 
     async def read(self, users: Collection[str]) -> Reading:
-        async def part(keys: Keys, members: list[str]) -> tuple[Keys, Node | None, list[str], int, list[str]]:
-            node = self._servers.nodes[keys.partition]  # which may be another when it has answered
+        async def part(keys: Keys, members: list[str]) -> tuple[list[str], int, list[str]]:
             settled, values = await self._ask("read", keys, " ".join(members))
-            return keys, node, members, settled, values.split(" ")
+            return members, settled, values.split(" ")
 
         statuses: dict[str, Status] = {}
         unsettled: set[str] = set()
         groups = list(self._by_partition(users))
         parts = [await part(*groups[0])] if len(groups) == 1 else await asyncio.gather(*(part(*one) for one in groups))
-        for keys, node, members, settled, values in parts:
+        for members, settled, values in parts:
             for user, online, version, active in zip(members, values[::3], values[1::3], values[2::3], strict=True):
                 statuses[user] = Status(user, online == "1", int(version), int(active) if active else None)
-            # Nor is it certain as long as no sweep of ours has met this server.
-            if not settled or node is None or node.run_id != self._swept.get(keys.online):
+            if not settled:
                 unsettled.update(members)
         return Reading(statuses, frozenset(unsettled))
 
@@ -442,22 +449,11 @@ class RedisStore:
 
     async def sweep(self, partition: int) -> Sweep:
         keys = self._keys[partition]
-        async with self._asking(keys) as node:
-            # The connection first: if it is a new one, the node has seen which server it is.
-            pool = node.redis.connection_pool
-            connection = await pool.get_connection()
-            try:
-                amnesty = self._amnesty if partition in self._epochs else self._amnesty_at_start
-                times = (round(self._lease * 1000), round(amnesty * 1000))
-                run_id = node.run_id
-                args = (self.floor, *times, run_id, SWEEP_LIMIT, SWEEP_ENOUGH_MS)
-                await connection.send_command("EVAL", _script("sweep"), 1, keys.online, *args)
-                epoch, left, more, version = await connection.read_response()
-            finally:
-                await pool.release(connection)
+        amnesty = self._amnesty if partition in self._epochs else self._amnesty_at_start
+        args = (round(self._lease * 1000), round(amnesty * 1000), SWEEP_LIMIT, SWEEP_ENOUGH_MS)
+        epoch, left, more, version = await self._run_script("sweep", keys, args)
         self.floor = max(self.floor, version)
         self._epochs[partition] = epoch
-        self._swept[keys.online] = run_id
         return Sweep(epoch, left / 1000, bool(more))
 
     async def overdue(self, seconds: float) -> None:
@@ -605,8 +601,8 @@ class RedisStore:
         wrong = ((watcher, set(users) - watched[watcher]) for watcher, users in recorded.items())
         return {watcher: users for watcher, users in wrong if users}
 
-    async def hold(self, name: str, seconds: float) -> bool:
-        return bool(await self._ask("hold", self._keys[0], name, self._instance, round(seconds * 1000)))
+    async def hold(self, name: str, seconds: float, partition: int = 0) -> bool:
+        return bool(await self._ask("hold", self._keys[partition], name, self._instance, round(seconds * 1000)))
 
     # The stream of changes
 
@@ -642,22 +638,31 @@ class RedisStore:
 
     async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> tuple[Sequence[Change], int]:
         keys = self._keys[partition]
-        at, trimmed = await self._ask("backlog", keys, cursor, done)
-        if at < trimmed:
-            return [], trimmed
-        async with self._asking(keys) as node:
-            entries = await node.redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
-        return [_change(entry) for entry in entries], 0
+        read_in = self._read_in.get((cursor, partition), "")
+        at, trimmed, epoch = await self._ask("backlog", keys, cursor, done, read_in)
+        entries = []
+        if at >= trimmed:
+            async with self._asking(keys) as node:
+                entries = await node.redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
+        self._read_in[cursor, partition] = epoch
+        return [_change(entry) for entry in entries], trimmed if at < trimmed else 0
 
     async def lag(self, cursor: str) -> float:
-        async def part(keys: Keys) -> float:
-            (at,) = await self._pipe(keys, ("GET", f"{keys.base}cursor:{cursor}"))
-            after = f"({_entry_id(int(at or 0))}"
-            entries, (seconds, us) = await self._pipe(keys, ("XRANGE", keys.changes, after, "+", "COUNT", 1), ("TIME",))
+        async def part(keys: Keys) -> float | StoreUnavailable:
+            try:
+                (at,) = await self._pipe(keys, ("GET", f"{keys.base}cursor:{cursor}"))
+                oldest = ("XRANGE", keys.changes, f"({_entry_id(int(at or 0))}", "+", "COUNT", 1)
+                entries, (seconds, us) = await self._pipe(keys, oldest, ("TIME",))
+            except StoreUnavailable as error:
+                return error
             now_us = int(seconds) * 1_000_000 + int(us)
             return (now_us - _change(entries[0]).version) / 1e6 if entries else 0.0
 
-        return max(0.0, *await asyncio.gather(*(part(keys) for keys in self._keys)))
+        found = await asyncio.gather(*map(part, self._keys))
+        ages = [age for age in found if isinstance(age, float)]
+        if not ages:
+            raise StoreUnavailable(str(found[0]))
+        return max(0.0, *ages)
 
     async def newest(self, partition: int, upto: int) -> AsyncIterator[Sequence[Change]]:
         keys = self._keys[partition]

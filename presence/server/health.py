@@ -23,4 +23,6 @@ def _described(health: Health) -> dict[str, object]:
     described: dict[str, object] = {"state": state, "since": rfc3339(int(health.since * 1000))}
     if health.lag is not None:  # why is in the log, for the operator
         described["lagSeconds"] = round(health.lag, 1)
+    if health.unread is not None:
+        described["unread"] = health.unread
     return described

@@ -126,6 +126,14 @@ async def test_changes_come_the_newest_first_and_limited(history, user):
     assert isinstance((await history.changes(user, 1))[0].reason, Reason)
 
 
+async def test_of_many_changes_none_is_left_out(history, user):
+    """Found in review: of each day the first thousand came, and then the day before."""
+    kept = [change(user, NOW - DAY), *(change(user, NOW + number) for number in range(1_100))]
+    await history.write(kept)
+    assert await history.changes(user, 1_050) == kept[:-1_051:-1]
+    assert await history.changes(user, 2_000) == kept[::-1]
+
+
 async def test_a_user_never_seen_has_no_changes(history, user):
     assert list(await history.changes(user, 10)) == []
 

@@ -167,6 +167,18 @@ async def test_it_is_asked_again_once_it_is_back(application, directory, monkeyp
     assert people.health.state == "up"
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_an_application_that_says_it_cannot_answer_is_away(application, directory, status):
+    """Found in review: behind a proxy it was never down, and each question was asked."""
+    application.answers["/base/friends/ann"] = status
+    people = directory()
+    for user in ("ann", "bob"):
+        with pytest.raises(DirectoryUnavailable, match=f"/base: status {status}"):
+            await people.friends(user)
+    assert people.health.state == "down"
+    assert application.asked == {"/base/friends/ann": 1}
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

@@ -177,7 +177,8 @@ async def test_no_number_is_written_with_an_exponent(deployment):
     await within(5, store.shorten(two, Reason.DISCONNECTED, time.monotonic(), 5))
     await end(store, one)
     partition = store.partition_of("alice")
-    await store.backlog("history", partition, store.floor, 10)
+    for done in (0, store.floor):
+        await store.backlog("history", partition, done, 10)
     await store.settle([Status("alice", True, store.floor)])
     await store.trim(0, 0)
     redis = deployment.redis
@@ -1113,6 +1114,27 @@ async def test_before_anybody_noticed_another_server_offline_is_unknown_already(
         await deployment.close()
 
 
+async def test_before_anybody_noticed_another_server_nobody_goes_offline(valkey, partitions):
+    """Found in review: an end that waited for the fail-over took offline whose other session the replica had lost."""
+    server = await valkey()
+    deployment = Deployment(server, partitions)
+    try:
+        store = await deployment.instance()
+        one = await connect(store, "alice")  # her session on another instance is what was lost
+        deployment.steady = False
+        await server.restart()
+        now = deployment.now_ms()
+        for base in deployment.bases:  # however long the restart took
+            deployment.redis.set(f"{base}swept", now)
+        await end(store, one)
+        assert deployment.edges("alice") == [(True, "connected")]
+        assert await store.settle([Status("bob", True, 1)]) == []
+        deployment.redis.sadd(f"{deployment.base('cid')}online", "cid")
+        assert (await store.repair())["offline"] == 0
+    finally:
+        await deployment.close()
+
+
 async def test_a_private_store_needs_no_amnesty_at_the_start(deployment):
     """DESIGN §3.6: "A private embedded store needs no amnesty, but settles at start"."""
     store = await deployment.instance(swept=False, amnesty_at_start=0.0, amnesty=60.0)
@@ -1600,7 +1622,8 @@ async def test_the_lag_of_a_cursor_is_the_age_of_the_oldest_change_behind_it(dep
     now_us = deployment.now_ms() * 1000
     assert (now_us - first.version) / 1e6 - 0.002 <= await store.lag("sink") < 5
     for change in (first, last):
-        await store.backlog("sink", store.partition_of(change.user), change.version, 10)
+        for done in (0, change.version):
+            await store.backlog("sink", store.partition_of(change.user), done, 10)
     assert await store.lag("sink") == 0.0
     assert await store.lag("another") > 0.05
 
@@ -1681,7 +1704,10 @@ async def test_a_follower_goes_on_when_the_store_answers_again(deployment):
 
 
 async def backlog(store, done=0, limit=100, cursor="history"):
-    changes, gap = await store.backlog(cursor, store.partition_of("alice"), done, limit)
+    partition = store.partition_of("alice")
+    if done:
+        await store.backlog(cursor, partition, 0, limit)  # what is done was read before
+    changes, gap = await store.backlog(cursor, partition, done, limit)
     assert not gap
     return changes
 
@@ -1784,6 +1810,7 @@ async def test_work_is_held_by_one_instance_and_passes_on_when_its_lease_lapses(
     assert await store.hold("relay", 0.3)  # kept, and shortened for this test
     assert not await other.hold("relay", 60)
     assert await other.hold("other work", 60)
+    assert await other.hold("relay", 60, store.partitions - 1) == (store.partitions > 1)
     await wait_until(lambda: not deployment.redis.exists(f"{deployment.bases[0]}holder:relay"))
     assert await other.hold("relay", 60)
     assert not await store.hold("relay", 60)

@@ -7,7 +7,7 @@ import contextlib
 import re
 import shlex
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,8 @@ from redis.crc import key_slot
 
 from presence.adapters.redis import RedisStore, tags
 from presence.core.model import Change, Reason, Session, Status
-from presence.ports import StoreUnavailable, TooManyConnections
+from presence.ports import Health, StoreUnavailable, TooManyConnections
+from presence.relay import Relay
 from tests.conftest import Connect
 from tests.support.deployment import connect as begin
 from tests.support.deployment import session
@@ -438,6 +439,32 @@ async def test_a_frozen_primary_leaves_the_other_partitions_alone(start_cluster,
     await victim.thaw()
     await one.settled()
     assert one.store.health.state == "up"
+
+
+async def test_without_the_first_partitions_primary_the_others_changes_are_relayed(start_cluster, instance):
+    """Found in review: all relays' leases were in the first partition."""
+    cluster = await start_cluster()
+    one = instance(cluster.url, timeout=0.5)
+    await one.settled()
+    victim = owner(cluster.nodes, f"{BASES[0]}online")
+    user = next(user for user in users if owner(cluster.nodes, f"{BASES[partition_of(user)]}online") is not victim)
+    brought: list[Change] = []
+
+    class Sink:
+        name = "sink"
+        health = Health()
+
+        async def write(self, changes: Sequence[Change]) -> None:
+            brought.extend(changes)
+
+    await victim.freeze()
+    relay = asyncio.create_task(Relay(one.store, Sink(), partition_of(user)).run())
+    await begin(one.store, user)
+    await wait_until(lambda: [change.user for change in brought] == [user])
+    assert await one.store.lag("another") > 0
+    relay.cancel()
+    await asyncio.wait([relay])
+    await victim.thaw()
 
 
 async def test_a_cluster_that_comes_later_is_waited_for(instance):

@@ -53,11 +53,13 @@ def test_a_state_is_news_once_and_keeps_its_beginning():
 def test_a_sink_that_is_far_behind_is_degraded(lag, state):
     behind = health("up")
     behind.lag = lag
+    behind.unread = 3
     body, answered = readiness({"store": health("up"), "bus": behind}, stopping=False)
     assert body["dependencies"]["bus"] == {  # type: ignore[index]
         "state": state,
         "since": "2025-07-17T10:30:00.123Z",
         "lagSeconds": round(lag, 1),
+        "unread": 3,
     }
     assert answered == 200
 

@@ -1,6 +1,7 @@
 -- What all transitions share; put before each of the other scripts (DESIGN §3).
 -- KEYS[1]  the partition's online set, `presence:online` with its hash tag if there is one. All other keys share its slot.
 -- ARGV[1]  floor: the highest version the caller has seen, integer
+-- ARGV[#ARGV]  run id of this server; taken off, so that the other scripts do not meet it
 -- Times are ms of the Unix epoch on Redis' own clock; versions are µs of it. All numbers come as strings.
 -- Scripts do not roll back: what can fail (XADD) comes before what decides (SADD, SREM).
 local ONLINE = KEYS[1]
@@ -8,6 +9,7 @@ local BASE = string.sub(ONLINE, 1, -7) -- 'presence:' with its tag
 local DEADLINES, CHANGES, VERSION = BASE .. 'deadlines', BASE .. 'changes', BASE .. 'version'
 local LONG = 90 * 24 * 3600 * 1000 -- ms that offline users are remembered
 local floor = tonumber(ARGV[1])
+local server = table.remove(ARGV)
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000)
@@ -78,9 +80,10 @@ local function drop(user, session)
   return device
 end
 
--- False while the store has just come back: nobody may be called offline (DESIGN §3.6).
+-- False while the store has just come back, also before a sweep has met it: nobody may be called offline (DESIGN §3.6).
 local function settled()
   local swept = tonumber(redis.call('GET', BASE .. 'swept'))
-  local till = tonumber(redis.call('HGET', BASE .. 'amnesty', 'till'))
-  return swept and till and math.abs(now - swept) <= 3000 and now >= till
+  local amnesty = redis.call('HMGET', BASE .. 'amnesty', 'till', 'server')
+  local till = tonumber(amnesty[1])
+  return swept and till and math.abs(now - swept) <= 3000 and now >= till and amnesty[2] == server
 end

@@ -1,8 +1,8 @@
 -- End the sessions whose lease is over (guide, Offline Flow (Timeout); DESIGN §3.3), or begin an amnesty (§3.6).
--- ARGV[2] longest lease ms  [3] amnesty ms  [4] run id of this Redis  [5] most sessions to end in this call
--- ARGV[6] ms within which another instance's sweep is enough
+-- ARGV[2] longest lease ms  [3] amnesty ms  [4] most sessions to end in this call
+-- ARGV[5] ms within which another instance's sweep is enough
 -- Returns: epoch µs of the last amnesty, ms of it left, 1 when more sessions are due, the highest version given out.
-local lease, limit = tonumber(ARGV[2]), tonumber(ARGV[5])
+local lease, limit = tonumber(ARGV[2]), tonumber(ARGV[4])
 local SWEPT, AMNESTY = BASE .. 'swept', BASE .. 'amnesty'
 local amnesty = redis.call('HMGET', AMNESTY, 'epoch', 'till', 'server')
 local epoch, till = tonumber(amnesty[1]), tonumber(amnesty[2])
@@ -14,16 +14,16 @@ local version = tonumber(redis.call('GET', VERSION)) or 0
 -- a lease to be heard of again.
 local gap = math.min(3000, math.max(1000, lease / 2))
 local span = math.min(tonumber(ARGV[3]), lease)
-if not swept or not till or math.abs(now - swept) > gap or till - now > tonumber(ARGV[3]) + 60000 or amnesty[3] ~= ARGV[4] then
+if not swept or not till or math.abs(now - swept) > gap or till - now > tonumber(ARGV[3]) + 60000 or amnesty[3] ~= server then
   epoch, till = now_us, now + span
-  redis.call('HSET', AMNESTY, 'epoch', int(epoch), 'till', int(till), 'server', ARGV[4])
+  redis.call('HSET', AMNESTY, 'epoch', int(epoch), 'till', int(till), 'server', server)
   swept = nil
 end
 if floor > version then
   version = floor
   redis.call('SET', VERSION, int(version))
 end
-if swept and now >= swept and now - swept < tonumber(ARGV[6]) then
+if swept and now >= swept and now - swept < tonumber(ARGV[5]) then
   return { epoch, math.max(0, till - now), 0, version }
 end
 redis.call('SET', SWEPT, int(now))
@@ -48,5 +48,5 @@ for _, member in ipairs(late) do
   end
 end
 local more = #due == limit or #late == limit
-if more then redis.call('DECRBY', SWEPT, ARGV[6]) end -- the next call is to go on at once
+if more then redis.call('DECRBY', SWEPT, ARGV[5]) end -- the next call is to go on at once
 return { epoch, 0, more and 1 or 0, version }
