@@ -79,6 +79,10 @@ def _entry_id(version: int) -> str:
     return f"{version // 1000}-{version % 1000}"
 
 
+def _pairs(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 def _change(entry: tuple[str, Mapping[str, str]]) -> Change:
     entry_id, fields = entry
     ms, us = entry_id.split("-")
@@ -639,13 +643,9 @@ class RedisStore:
     async def backlog(self, cursor: str, partition: int, done: int, limit: int) -> tuple[Sequence[Change], int]:
         keys = self._keys[partition]
         read_in = self._read_in.get((cursor, partition), "")
-        at, trimmed, epoch = await self._ask("backlog", keys, cursor, done, read_in)
-        entries = []
-        if at >= trimmed:
-            async with self._asking(keys) as node:
-                entries = await node.redis.xrange(keys.changes, f"({_entry_id(at)}", "+", count=limit)
+        gap, epoch, entries = await self._ask("backlog", keys, cursor, done, read_in, limit)
         self._read_in[cursor, partition] = epoch
-        return [_change(entry) for entry in entries], trimmed if at < trimmed else 0
+        return [_change((entry_id, _pairs(fields))) for entry_id, fields in entries], gap
 
     async def lag(self, cursor: str) -> float:
         async def part(keys: Keys) -> float | StoreUnavailable:

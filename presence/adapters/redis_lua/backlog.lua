@@ -1,6 +1,8 @@
--- Keep a relay's cursor (DESIGN §4, Relay).
+-- Keep a relay's cursor, and read on from it (DESIGN §4, Relay).
 -- ARGV[2] cursor's name  [3] version up to which the sink has taken the changes (0: leave it)  [4] epoch they were read in
--- Returns: the cursor's version, the highest version trimmed off the stream, the epoch ('': no sweep has met this server).
+--         [5] how many changes at most
+-- Returns: the highest version trimmed off the stream if the cursor had not reached it, else 0; the epoch ('': no sweep
+--          has met this server); the changes behind the cursor, as XRANGE gives them.
 -- Never moves the cursor back; nor on by what was read in another epoch: a primary that lost it may give out versions
 -- below it by now.
 local name = BASE .. 'cursor:' .. ARGV[2]
@@ -10,4 +12,5 @@ local epoch = amnesty[2] == server and amnesty[1] or ''
 if epoch ~= '' and epoch == ARGV[4] then at = math.max(at, tonumber(ARGV[3])) end
 redis.call('SET', name, int(at), 'PX', LONG)
 redis.call('SADD', BASE .. 'cursors', ARGV[2])
-return { at, trimmed, epoch }
+if at < trimmed then return { trimmed, epoch, {} } end
+return { 0, epoch, redis.call('XRANGE', CHANGES, '(' .. entry_id(at), '+', 'COUNT', ARGV[5]) }

@@ -16,6 +16,8 @@ local now = math.floor(now_us / 1000)
 
 local function int(n) return string.format('%.0f', n) end -- tostring would give 1.7e+15
 
+local function entry_id(version) return int(math.floor(version / 1000)) .. '-' .. int(version % 1000) end
+
 local function key(user, name) return BASE .. 'user:' .. user .. ':' .. name end
 
 local function session_key(user, session) return key(user, 'online:' .. session) end
@@ -48,9 +50,8 @@ end
 -- Append a change and take it over into the online set. Returns its version.
 local function change(user, online, device, reason)
   local version = math.max((tonumber(redis.call('GET', VERSION)) or 0) + 1, floor + 1, now_us)
-  local id = int(math.floor(version / 1000)) .. '-' .. int(version % 1000)
   local active = redis.call('GET', key(user, 'last_active')) or ''
-  redis.call('XADD', CHANGES, id, 'user', user, 'online', online, 'device', device, 'lastActive', active, 'reason', reason)
+  redis.call('XADD', CHANGES, entry_id(version), 'user', user, 'online', online, 'device', device, 'lastActive', active, 'reason', reason)
   redis.call('SET', VERSION, int(version))
   local last = key(user, 'change')
   redis.call('HSET', last, 'version', int(version), 'online', online, 'device', device, 'reason', reason)

@@ -15,8 +15,7 @@ if over > 0 then
   local oldest = redis.call('XRANGE', CHANGES, '-', '+', 'COUNT', math.min(over, 1000))
   cut = math.max(cut, version_of(oldest[#oldest][1]))
 end
-local id = int(math.floor((cut + 1) / 1000)) .. '-' .. int((cut + 1) % 1000)
-local count = redis.call('XTRIM', CHANGES, 'MINID', id)
+local count = redis.call('XTRIM', CHANGES, 'MINID', entry_id(cut + 1))
 if count > 0 then
   redis.call('SET', BASE .. 'trimmed', int(math.max(cut, tonumber(redis.call('GET', BASE .. 'trimmed')) or 0)))
 end
