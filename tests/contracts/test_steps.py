@@ -408,6 +408,20 @@ async def test_a_hook_may_leave_a_child_with_its_output_open(monkeypatch):
     assert found.seconds < 2
 
 
+async def test_a_hook_for_which_the_lease_is_too_short_says_nothing_of_the_server():
+    hooks = {"empty-store": ["sleep", "0.3"]}
+    cases = [
+        case({"hook": "empty-store", "within": "2L"}),
+        case({"hook": "empty-store", "within": "0.1L"}, identity="two"),
+    ]
+    found = (await run(target(1, hooks=hooks), cases, CLAUSES, probe=False)).results
+    assert [one.outcome for one in found] == [Outcome.PASSED, Outcome.ERROR]
+    assert re.fullmatch(
+        r"hooks\.empty-store took 0\.\d s, longer than the 0\.1 s that the lease of 1 s allows; .* the lease longer",
+        str(found[1].reason),
+    )
+
+
 @pytest.mark.parametrize("token", ["short", "a:b"])
 async def test_a_token_is_never_shown_however_short_it_is(short, token):
     more: dict[str, Any] = {"secret": None, "command": ["echo", token]}
