@@ -70,7 +70,9 @@ async def test_a_server_in_tls_is_verified_by_the_authority_that_the_target_name
 
     async def ran(port: int, ca: str) -> list[Outcome]:
         instances = f'{ca}\n[[instances]]\nhttp = "https://127.0.0.1:{port}"'
-        file.write_text(verified.TARGET.format(lease=10, policy="anyone", secret=SECRET, hooks="", instances=instances))
+        file.write_text(
+            verified.TARGET.format(lease=10, slack=1, policy="anyone", secret=SECRET, hooks="", instances=instances)
+        )
         found = await runner.run(load_target(file), load_cases(clauses), clauses, only=["watch-both-edges"])
         return [one.outcome for one in found.results if one.outcome is not Outcome.NOT_RUN]
 
@@ -154,7 +156,12 @@ async def complaint(tmp_path, port):
     """What the command says of a server on this port."""
     target = tmp_path / "target.toml"
     text = verified.TARGET.format(
-        lease=2, policy="anyone", secret=SECRET, hooks="", instances=f'[[instances]]\nhttp = "http://127.0.0.1:{port}"'
+        lease=2,
+        slack=1,
+        policy="anyone",
+        secret=SECRET,
+        hooks="",
+        instances=f'[[instances]]\nhttp = "http://127.0.0.1:{port}"',
     )
     target.write_text(text)
     process = await asyncio.create_subprocess_exec(
