@@ -524,6 +524,10 @@ async def test_ids_are_spelled_as_uuids_where_the_target_asks_for_it():
         ({"post": "/api/presence/batch", "as": "ann", "json": "$ids 5", "text": "~ some"}, False),
         ({"send": "ann", "json": {"userIds": ["${i}a"]}}, False),
         ({"send": "ann", "json": {"userIds": "$ids 5"}}, True),
+        ({"post": "/api/presence/batch", "as": "ann", "body": '[${15*"a",}"b"]'}, False),
+        ({"post": "/api/presence/batch", "as": "ann", "body": '["${bob}"]'}, True),
+        ({"send": "ann", "body": '{"userIds": ["x"]}'}, False),
+        ({"send": "ann", "body": '{"userIds": ["${bob}"]'}, True),
         ({"watch": "ann", "users": ["bob", "${cat}"]}, True),
     ],
 )
