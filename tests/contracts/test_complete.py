@@ -85,6 +85,18 @@ def test_a_clause_stands_in_the_file_of_its_area():
         assert set(found) == {area}, file.name
 
 
+def test_a_case_of_the_guide_may_be_played_where_friendship_is_mutual():
+    wrong = [
+        f"{case.id}: {name} lists {other}"
+        for case in CASES
+        if case.conformance is Class.GUIDE
+        for name, others in case.friends.items()
+        for other in others
+        if name not in case.friends.get(other, [name])
+    ]
+    assert wrong == []
+
+
 SIGNS = {
     "sockjs": r'"transport": "sockjs"|/ws/(info|websocket)',
     "stomp-1.0": r'"versions": "(1\.0)?"|"version": "1\.0|"subprotocol": "v10',
