@@ -49,13 +49,19 @@ def test_with_the_two_policies_no_case_is_left_out():
     assert of["anyone"] | of["contacts"] == {case.id for case in load_cases(load_clauses())}
 
 
-async def test_a_server_that_is_far_away_is_seen_to_keep_its_limits():
-    """A limit on ids refills while requests go one by one."""
+LIMITS = {"rest-too-many-ids", "stomp-limit-ids-user"}
+"""A limit on ids refills while requests go one by one."""
+LEASES = {"rest-batch-by-id", "sess-online-true", "sess-reload-is-no-news", "sess-true-after-false", "stomp-ack"}
+"""A lease ends while requests go one by one."""
+
+
+@pytest.mark.parametrize(("names", "lease"), [(LIMITS, 10), (LEASES, 2)], ids=["limits", "leases"])
+async def test_a_server_that_is_far_away_passes(names, lease):
     clauses = load_clauses()
-    cases = [case for case in load_cases(clauses) if case.id in {"rest-too-many-ids", "stomp-limit-ids-user"}]
-    async with running() as server, far(server.port, 0.1) as port:
+    cases = [case for case in load_cases(clauses) if case.id in names]
+    async with running(lease_seconds=lease) as server, far(server.port, 0.1) as port:
         instance = Instance(f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}")
-        target = Target("far", Class.FULL, [instance], lease=10.0, slack=1.0, secret=SECRET)
+        target = Target("far", Class.FULL, [instance], lease=float(lease), slack=1.0, secret=SECRET)
         results = (await runner.run(target, cases, clauses)).results
     told = {one.case.id: (one.outcome, one.step, one.expected, one.actual) for one in results}
     assert told == {case.id: (Outcome.PASSED, None, None, None) for case in cases}
