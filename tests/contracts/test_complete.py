@@ -97,6 +97,18 @@ def test_a_case_of_the_guide_may_be_played_where_friendship_is_mutual():
     assert wrong == []
 
 
+def test_a_frozen_client_is_not_to_outlast_the_pings_of_a_server():
+    """Which may end a connection that answers none, sooner than a long lease."""
+    wrong = [
+        case.id
+        for case in CASES
+        if "short-lease" not in case.needs
+        and any("freeze" in step for step in case.steps)
+        and any("L" in step.get("not-before", "") for step in case.steps)
+    ]
+    assert wrong == []
+
+
 SIGNS = {
     "sockjs": r'"transport": "sockjs"|/ws/(info|websocket)',
     "stomp-1.0": r'"versions": "(1\.0)?"|"version": "1\.0|"subprotocol": "v10',
