@@ -230,6 +230,8 @@ class Story:
             return self.user(name)
         if kind == "host":
             return str(urlsplit(self.instance(int(rest_of_name)).websocket).netloc)
+        if kind == "rest-host":
+            return str(urlsplit(self.instance(int(rest_of_name)).http).netloc)
         if kind == "conversation":
             return self.user(rest_of_name)
         if kind == "token":

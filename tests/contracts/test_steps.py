@@ -35,7 +35,8 @@ def case(*steps, identity="one", conformance=Class.FULL, **more) -> Case:
 def target(port: int, **more) -> Target:
     url = f"127.0.0.1:{port}"
     defaults: dict[str, Any] = {"conformance": Class.FULL, "lease": 1.0, "slack": 0.2, "secret": SECRET}
-    return Target("file", instances=[Instance(f"http://{url}", f"ws://{url}")], **(defaults | more))
+    defaults["instances"] = [Instance(f"http://{url}", f"ws://{url}")]
+    return Target("file", **(defaults | more))
 
 
 @asynccontextmanager
@@ -500,6 +501,12 @@ async def test_requests_are_sent_at_once_and_all_answers_judged(answers, step, a
         found = (await run(target(port, parallel=1), [case(step)], CLAUSES, probe=False)).results[0]
     assert found.outcome is (Outcome.FAILED if actual else Outcome.PASSED), (found.actual, found.reason)
     assert actual is None or actual in str(found.actual)
+
+
+async def test_an_instance_may_have_another_host_for_rest():
+    instance = Instance("http://rest.example:8080", "ws://ws.example")
+    told = story.Story(case({"wait": "0s"}), target(1, instances=[instance]), "run", 0.0)
+    assert await told.fill("${host:1} ${rest-host:1}", {}) == "ws.example rest.example:8080"
 
 
 async def test_ids_are_spelled_as_uuids_where_the_target_asks_for_it():
