@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from contracts import rest, runner, story
 from contracts.faults import Failed, TargetUnusable
+from contracts.match import mismatch
 from contracts.model import Case, Class, Clause, Level, Outcome, Result, Run
 from contracts.runner import run
 from contracts.target import Instance, Target
@@ -501,6 +502,16 @@ async def test_requests_are_sent_at_once_and_all_answers_judged(answers, step, a
         found = (await run(target(port, parallel=1), [case(step)], CLAUSES, probe=False)).results[0]
     assert found.outcome is (Outcome.FAILED if actual else Outcome.PASSED), (found.actual, found.reason)
     assert actual is None or actual in str(found.actual)
+
+
+@pytest.mark.parametrize("made", ["*1", "a+b", "(", "m.1"])
+async def test_what_the_server_made_up_is_text_in_a_regular_expression(made):
+    told = story.Story(case({"wait": "0s"}), target(1), "run", 0.0)
+    told.saved["a"] = made
+    for matcher, fits in (("~ ^(${a}|x)$", True), ("!~ ^(${a}|x)$", False)):
+        filled = await told.fill(matcher, {})
+        assert (mismatch(filled, made) is None) is fits
+        assert (mismatch(filled, "mx1") is None) is not fits
 
 
 async def test_an_instance_may_have_another_host_for_rest():
