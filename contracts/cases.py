@@ -50,6 +50,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _ITEM = re.compile(r"\$\{i\}")
 _PLACE = re.compile(r"\$\{(?!i\})[^}*]+\}|\$ids .*")
 """An id that the runner makes from a name."""
+_REPEATED = re.compile(r"\$\{(\d+)\*([^}]+)\}")
 _CANARIES = 4
 """Canaries of each actor that the fixture of a directory knows."""
 
@@ -143,12 +144,20 @@ def _ids_as_sent(step: Mapping[str, Any]) -> Iterator[str]:
     """The ids within a path, and those within JSON."""
     if "get" in step and (found := re.match(r"/api/presence/(?:check|conversation)/([^/?]*)", step["get"])):
         yield found[1]
-    body = step.get("json")
+    body = step["json"] if "json" in step else _literal(step.get("body"))
     listed = body.get("userIds") if isinstance(body, Mapping) else body if "post" in step else None
     if "text" in step and str(body).startswith("$ids "):
         yield step["text"]  # the answer's text can tell of such ids only by what they are made of
     if isinstance(listed, list):
         yield from (one for one in listed if isinstance(one, str))
+
+
+def _literal(body: str | None) -> Any:
+    """A body that is written out, as JSON; None: it is none."""
+    try:
+        return json.loads(_REPEATED.sub(lambda found: found[2], body or ""))
+    except ValueError:
+        return None
 
 
 def _case(raw: Mapping[str, Any], file: str, clauses: Mapping[str, Clause]) -> Case:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 import time
@@ -95,6 +96,8 @@ def _compare(sign: str, operand: str, actual: Any) -> bool:
     left, right = _number(actual), _number(operand)
     if left is not None and right is not None:
         return _COMPARE[sign](left, right)
+    if (moments := _moments(actual, operand)) is not None:
+        return _COMPARE[sign](*moments)
     if isinstance(actual, str):
         return _COMPARE[sign](actual, operand)
     return sign == "!=" and json.dumps(actual) != operand
@@ -122,6 +125,17 @@ def _moment(value: Any) -> float | None:
         return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction or 0}")
     except ValueError:
         return None
+
+
+def _moments(one: Any, other: str) -> tuple[float, float] | None:
+    """Two times, as exact as the one that is less so; None: they are not both times."""
+    found = [_moment(one), _moment(other)]
+    if found[0] is None or found[1] is None:
+        return None
+    if "." in one and "." in other:
+        return found[0], found[1]
+    # Whole seconds, rounded down: nothing is known of what came after them.
+    return math.floor(found[0]), math.floor(found[1])
 
 
 def _recent(value: Any, since: float) -> bool:

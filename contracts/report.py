@@ -224,7 +224,9 @@ def totals(run: Run) -> str:
 def text(run: Run, *, strict: bool = False) -> str:
     """The report for a terminal: the verdict, then what a reader has to act on. Styled as `click.echo` takes it."""
     judged = verdict(run, strict=strict)
-    target = f"{run.target}: class {run.summary.get('class', '?')}, {inline(run.summary.get('instances', ()))}"
+    of = run.summary
+    target = f"{run.target}: class {of.get('class', '?')}, {inline(of.get('instances', ()))}"
+    target += "".join(f", {name} {inline(of[name])}" for name in ("lease", "slack") if name in of)
     lines = [f"{_word(judged.word, judged.head)}  {judged.sentence}", f"  {totals(run)}", f"  {printable(target)}"]
     for one in [*failures(run), *(one for one in run.results if one.outcome is Outcome.ERROR)]:
         lines += ["", *_told(one, run.clauses)]

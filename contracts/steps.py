@@ -688,7 +688,13 @@ async def _mark(story: Story, step: Step) -> None:
 
 @verb("hook")
 async def _hook(story: Story, step: Step) -> None:
-    await story.hook(step["hook"], step.get("instance", 1))
+    name, begun = step["hook"], story.now
+    await story.hook(name, step.get("instance", 1))
+    took = story.now - begun
+    if "within" in step and took > (bearable := story.length(step["within"])):
+        # Leases went on meanwhile: what comes now is not what the case is about.
+        limit = f"longer than the {bearable:g} s that the lease of {story.target.lease:g} s allows"
+        raise Misused(f"hooks.{name} took {took:.1f} s, {limit}; make the command faster, or the lease longer")
 
 
 # What a step states.

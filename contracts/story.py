@@ -210,8 +210,10 @@ class Story:
             if (whole := _REPLACED.fullmatch(value)) and whole[1] in self.saved:
                 return self.saved[whole[1]]
             parts = _REPLACED.split(value)
+            # In a regular expression what the server made up is text.
+            escaped = re.escape if value.startswith(("~ ", "!~ ")) else str
             for at in range(1, len(parts), 2):
-                parts[at] = await self._replaced(parts[at], extra)
+                parts[at] = escaped(await self._replaced(parts[at], extra))
             return "".join(parts)
         if isinstance(value, Mapping):
             return {await self.fill(name, extra): await self.fill(one, extra) for name, one in value.items()}
@@ -230,6 +232,8 @@ class Story:
             return self.user(name)
         if kind == "host":
             return str(urlsplit(self.instance(int(rest_of_name)).websocket).netloc)
+        if kind == "rest-host":
+            return str(urlsplit(self.instance(int(rest_of_name)).http).netloc)
         if kind == "conversation":
             return self.user(rest_of_name)
         if kind == "token":

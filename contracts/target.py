@@ -58,7 +58,7 @@ HOOKS = (
 
 TOKENS = (
     "valid", "absent", "garbage", "expired", "wrong-secret", "alg-none", "alg-other", "no-exp", "no-sub", "bad-sub",
-    "not-yet",
+    "not-yet", "soon",
 )  # fmt: skip
 SECRETLESS = frozenset({"valid", "absent", "garbage"})
 """The kinds that can be had without the secret."""
@@ -68,6 +68,8 @@ MOST_SLACK = 0.6
 
 TOKEN_IN = ("authorization", "passcode", "upgrade")
 _HOUR = 3600
+_BEYOND, _WITHIN = 30, 5
+"""s: more and less than the leeway of 10 s, by more than clocks are apart."""
 _COMMAND_LIMIT = 10.0
 """s: for the command that prints a token."""
 _COMMANDS = 4
@@ -420,7 +422,7 @@ class TokenMaker:
         if kind.startswith("ends: "):
             claims["exp"] = math.ceil(time.time() + float(kind.removeprefix("ends: ").removesuffix("s")))
         elif kind == "expired":
-            claims |= {"iat": now - 2 * _HOUR, "exp": now - _HOUR}
+            claims |= {"iat": now - _HOUR, "exp": now - _BEYOND}
         elif kind == "wrong-secret":
             key = secret[::-1] + "?"
         elif kind == "alg-none":
@@ -432,7 +434,9 @@ class TokenMaker:
         elif kind == "bad-sub":
             claims["sub"] = f"no id: {user}"
         elif kind == "not-yet":
-            claims["nbf"] = now + _HOUR
+            claims["nbf"] = now + _BEYOND
+        elif kind == "soon":
+            claims["nbf"] = now + _WITHIN
         elif kind != "valid":
             raise Misused(f"there is no token of the kind {kind!r}")
         with warnings.catch_warnings():

@@ -26,7 +26,7 @@ import tomllib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,11 @@ from contracts.cases import fixture, load_cases
 from contracts.clauses import load_clauses
 from contracts.model import Case, Class, Clause, Outcome, Result, Run
 from contracts.target import Instance, Target, load_target
-from tests.contracts.verified import LEASE, Keeper
+from tests.contracts.verified import LEASE, SLACK, Keeper
 from tests.support.fork_server import fork_presence
 from tests.support.server import ROOT, SECRET, ServerProcess, environment
 
 FOLDER = Path(__file__).parent / "mutants"
-SLACK = 0.3
-"""s: less than what those mutants are late that are late. Too little can only catch too many, and that shows in
-`unmodified`."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ async def running(mutant: Mutant) -> AsyncIterator[Target]:
     if mutant.instances > 1:
         with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
             async with MutantKeeper(Path(folder), mutant).keeping() as file:
-                yield replace(load_target(file), slack=SLACK)
+                yield load_target(file)
         return
     server = MutantServer(mutant)
     try:

@@ -85,6 +85,62 @@ def test_a_clause_stands_in_the_file_of_its_area():
         assert set(found) == {area}, file.name
 
 
+def test_a_case_of_the_guide_may_be_played_where_friendship_is_mutual():
+    wrong = [
+        f"{case.id}: {name} lists {other}"
+        for case in CASES
+        if case.conformance is Class.GUIDE
+        for name, others in case.friends.items()
+        for other in others
+        if name not in case.friends.get(other, [name])
+    ]
+    assert wrong == []
+
+
+def test_a_frozen_client_is_not_to_outlast_the_pings_of_a_server():
+    """Which may end a connection that answers none, sooner than a long lease."""
+    wrong = [
+        case.id
+        for case in CASES
+        if "short-lease" not in case.needs
+        and any("freeze" in step for step in case.steps)
+        and any("L" in step.get("not-before", "") for step in case.steps)
+    ]
+    assert wrong == []
+
+
+SIGNS = {
+    "sockjs": r'"transport": "sockjs"|/ws/(info|websocket)',
+    "stomp-1.0": r'"versions": "(1\.0)?"|"version": "1\.0|"subprotocol": "v10',
+    "stomp-1.1": r'"versions": "1\.1"|"version": "1\.(0,1\.)?1|"subprotocol": "v11',
+    "transactions": r'"(frame|text)": "(BEGIN|COMMIT|ABORT)|"transaction": ',
+    "ack": r'"ack": "client|"(frame|text)": "N?ACK',
+    "token-renewal": r'/app/heartbeat.*"Authorization"',
+    "passcode": r'"token-in": "passcode"|\\npasscode:',
+    "upgrade-token": r'"token-in": "upgrade"',
+    "english": r'"Accept-Language": "[^"]*\ben\b',
+    "conversations": r'"get": "/api/presence/conversation/',
+    "friends": r'"get": "/api/presence/friends"',
+    "cors": r'"Origin": |Access-Control',
+    "snapshots": r'"snapshot": true',
+    "heart-beats": r'"expect-heart-beat"',
+}
+"""Features, by what shows in a step that a server without it may do otherwise."""
+
+
+def test_a_case_names_the_features_that_its_steps_are_about():
+    """Else a server fails for what it said it does not have."""
+    wrong, seen = [], set()
+    for case in CASES:
+        # A request that is to be refused is so by a server without its path, too.
+        steps = [json.dumps(step) for step in case.steps if step.get("status") != "!~ ^2"]
+        shown = {feature for feature, sign in SIGNS.items() if any(re.search(sign, step) for step in steps)}
+        wrong += [f"{case.id}: {feature}" for feature in sorted(shown - case.features)]
+        seen |= shown
+    assert wrong == []
+    assert seen == SIGNS.keys()
+
+
 def test_the_titles_of_cases_are_sentences_of_their_own():
     titles = [case.title for case in CASES]
     assert sorted(title for title in set(titles) if titles.count(title) > 1) == []

@@ -14,6 +14,10 @@ def ago(seconds: float) -> str:
     return datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def at(seconds: str, minute: int = 30) -> str:
+    return f"2025-07-17T10:{minute}:{seconds}Z"
+
+
 @pytest.mark.parametrize(
     ("matcher", "good", "bad"),
     [
@@ -31,6 +35,9 @@ def ago(seconds: float) -> str:
         ("!~ a", ["b"], ["ba", None, ABSENT]),
         ("> 400", [401, "401"], [400, "400", None, ABSENT, True]),
         (">= 2025-07", ["2025-08"], ["2025-06"]),
+        ("> 2025-07-17T10:30:00.9Z", [at("00.91"), at("01")], [at("00.900"), at("00")]),
+        (">= 2025-07-17T10:30:00.500Z", [at("00.5"), at("00")], [at("00.49"), at("59", 29)]),
+        ("< 2025-07-17T10:30:00Z", [at("59.999", 29)], [at("00.500")]),
         ("< 9007199254740993", [9007199254740992], [9007199254740993]),
         ("!= null", [1, "x"], [None, ABSENT]),
         ("in 1002 1008", [1002, "1008"], [1000, 100, ABSENT]),

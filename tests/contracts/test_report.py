@@ -143,6 +143,7 @@ def test_the_text_begins_with_the_verdict_and_tells_all_of_a_failure():
     lines = click.unstyle(report.text(doctored())).splitlines()
     assert lines[0] == "FAIL  Not every MUST holds: 1 case fails."
     assert lines[1].startswith("  6 cases: 1 passed, 2 failed, 1 error, 1 unsupported, 1 not run. 1 of 5 clauses hold.")
+    assert lines[2] == "  target.toml: class full, http://127.0.0.1:8080, lease 2 s, slack 1 s"
     assert "FAIL  bad  The story of bad  (watching.toml, step 2)" in lines
     assert "WARN  slow  The story of slow  (watching.toml, step 2)" in lines
     assert "ERROR  odd  The story of odd  (faults.toml, step 1)" in lines

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from contracts import rest, runner, story
 from contracts.faults import Failed, TargetUnusable
+from contracts.match import mismatch
 from contracts.model import Case, Class, Clause, Level, Outcome, Result, Run
 from contracts.runner import run
 from contracts.target import Instance, Target
@@ -35,7 +36,8 @@ def case(*steps, identity="one", conformance=Class.FULL, **more) -> Case:
 def target(port: int, **more) -> Target:
     url = f"127.0.0.1:{port}"
     defaults: dict[str, Any] = {"conformance": Class.FULL, "lease": 1.0, "slack": 0.2, "secret": SECRET}
-    return Target("file", instances=[Instance(f"http://{url}", f"ws://{url}")], **(defaults | more))
+    defaults["instances"] = [Instance(f"http://{url}", f"ws://{url}")]
+    return Target("file", **(defaults | more))
 
 
 @asynccontextmanager
@@ -408,6 +410,20 @@ async def test_a_hook_may_leave_a_child_with_its_output_open(monkeypatch):
     assert found.seconds < 2
 
 
+async def test_a_hook_for_which_the_lease_is_too_short_says_nothing_of_the_server():
+    hooks = {"empty-store": ["sleep", "0.3"]}
+    cases = [
+        case({"hook": "empty-store", "within": "2L"}),
+        case({"hook": "empty-store", "within": "0.1L"}, identity="two"),
+    ]
+    found = (await run(target(1, hooks=hooks), cases, CLAUSES, probe=False)).results
+    assert [one.outcome for one in found] == [Outcome.PASSED, Outcome.ERROR]
+    assert re.fullmatch(
+        r"hooks\.empty-store took 0\.\d s, longer than the 0\.1 s that the lease of 1 s allows; .* the lease longer",
+        str(found[1].reason),
+    )
+
+
 @pytest.mark.parametrize("token", ["short", "a:b"])
 async def test_a_token_is_never_shown_however_short_it_is(short, token):
     more: dict[str, Any] = {"secret": None, "command": ["echo", token]}
@@ -488,6 +504,22 @@ async def test_requests_are_sent_at_once_and_all_answers_judged(answers, step, a
     assert actual is None or actual in str(found.actual)
 
 
+@pytest.mark.parametrize("made", ["*1", "a+b", "(", "m.1"])
+async def test_what_the_server_made_up_is_text_in_a_regular_expression(made):
+    told = story.Story(case({"wait": "0s"}), target(1), "run", 0.0)
+    told.saved["a"] = made
+    for matcher, fits in (("~ ^(${a}|x)$", True), ("!~ ^(${a}|x)$", False)):
+        filled = await told.fill(matcher, {})
+        assert (mismatch(filled, made) is None) is fits
+        assert (mismatch(filled, "mx1") is None) is not fits
+
+
+async def test_an_instance_may_have_another_host_for_rest():
+    instance = Instance("http://rest.example:8080", "ws://ws.example")
+    told = story.Story(case({"wait": "0s"}), target(1, instances=[instance]), "run", 0.0)
+    assert await told.fill("${host:1} ${rest-host:1}", {}) == "ws.example rest.example:8080"
+
+
 async def test_ids_are_spelled_as_uuids_where_the_target_asks_for_it():
     told = story.Story(case({"wait": "0s"}), target(1, ids="uuid"), "run", 0.0)
     bob = told.user("bob")
@@ -510,6 +542,10 @@ async def test_ids_are_spelled_as_uuids_where_the_target_asks_for_it():
         ({"post": "/api/presence/batch", "as": "ann", "json": "$ids 5", "text": "~ some"}, False),
         ({"send": "ann", "json": {"userIds": ["${i}a"]}}, False),
         ({"send": "ann", "json": {"userIds": "$ids 5"}}, True),
+        ({"post": "/api/presence/batch", "as": "ann", "body": '[${15*"a",}"b"]'}, False),
+        ({"post": "/api/presence/batch", "as": "ann", "body": '["${bob}"]'}, True),
+        ({"send": "ann", "body": '{"userIds": ["x"]}'}, False),
+        ({"send": "ann", "body": '{"userIds": ["${bob}"]'}, True),
         ({"watch": "ann", "users": ["bob", "${cat}"]}, True),
     ],
 )

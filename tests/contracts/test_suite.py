@@ -49,13 +49,19 @@ def test_with_the_two_policies_no_case_is_left_out():
     assert of["anyone"] | of["contacts"] == {case.id for case in load_cases(load_clauses())}
 
 
-async def test_a_server_that_is_far_away_is_seen_to_keep_its_limits():
-    """A limit on ids refills while requests go one by one."""
+LIMITS = {"rest-too-many-ids", "stomp-limit-ids-user"}
+"""A limit on ids refills while requests go one by one."""
+LEASES = {"rest-batch-by-id", "sess-online-true", "sess-reload-is-no-news", "sess-true-after-false", "stomp-ack"}
+"""A lease ends while requests go one by one."""
+
+
+@pytest.mark.parametrize(("names", "lease"), [(LIMITS, 10), (LEASES, 2)], ids=["limits", "leases"])
+async def test_a_server_that_is_far_away_passes(names, lease):
     clauses = load_clauses()
-    cases = [case for case in load_cases(clauses) if case.id in {"rest-too-many-ids", "stomp-limit-ids-user"}]
-    async with running() as server, far(server.port, 0.1) as port:
+    cases = [case for case in load_cases(clauses) if case.id in names]
+    async with running(lease_seconds=lease) as server, far(server.port, 0.1) as port:
         instance = Instance(f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}")
-        target = Target("far", Class.FULL, [instance], lease=10.0, slack=1.0, secret=SECRET)
+        target = Target("far", Class.FULL, [instance], lease=float(lease), slack=1.0, secret=SECRET)
         results = (await runner.run(target, cases, clauses)).results
     told = {one.case.id: (one.outcome, one.step, one.expected, one.actual) for one in results}
     assert told == {case.id: (Outcome.PASSED, None, None, None) for case in cases}
@@ -70,7 +76,9 @@ async def test_a_server_in_tls_is_verified_by_the_authority_that_the_target_name
 
     async def ran(port: int, ca: str) -> list[Outcome]:
         instances = f'{ca}\n[[instances]]\nhttp = "https://127.0.0.1:{port}"'
-        file.write_text(verified.TARGET.format(lease=10, policy="anyone", secret=SECRET, hooks="", instances=instances))
+        file.write_text(
+            verified.TARGET.format(lease=10, slack=1, policy="anyone", secret=SECRET, hooks="", instances=instances)
+        )
         found = await runner.run(load_target(file), load_cases(clauses), clauses, only=["watch-both-edges"])
         return [one.outcome for one in found.results if one.outcome is not Outcome.NOT_RUN]
 
@@ -154,7 +162,12 @@ async def complaint(tmp_path, port):
     """What the command says of a server on this port."""
     target = tmp_path / "target.toml"
     text = verified.TARGET.format(
-        lease=2, policy="anyone", secret=SECRET, hooks="", instances=f'[[instances]]\nhttp = "http://127.0.0.1:{port}"'
+        lease=2,
+        slack=1,
+        policy="anyone",
+        secret=SECRET,
+        hooks="",
+        instances=f'[[instances]]\nhttp = "http://127.0.0.1:{port}"',
     )
     target.write_text(text)
     process = await asyncio.create_subprocess_exec(

@@ -33,10 +33,13 @@ LEASE = 2
 """s"""
 STORE_TIMEOUT = 1
 """s: how soon it is clear to an instance that its store is away."""
+SLACK = 0.3
+"""s: less than what is late where something is; too little can only find too much."""
 POLICIES = ("anyone", "contacts")
 REPORTS = ("html", "json", "junit")
 TARGET = """class = "full"
 lease = {lease}
+slack = {slack}
 policy = "{policy}"
 {instances}
 [token]
@@ -114,6 +117,7 @@ class Keeper:
         hook = [sys.executable, "-I", "-S", str(Path(__file__).with_name("control.py")), str(self.socket)]
         return TARGET.format(
             lease=self.lease,
+            slack=SLACK,
             policy=self.policy,
             secret=SECRET,
             instances="".join(f'[[instances]]\nhttp = "{server.http}"\n' for server in self.servers),
