@@ -9,13 +9,13 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tests.fleet import faults
 from tests.fleet.checker import Report, check
 from tests.fleet.history import History, HistoryError
-from tests.fleet.world import Service
 
 
 @click.group()
@@ -68,7 +68,7 @@ async def _soak(
 ) -> dict[str, list[Report]]:
     until = time.monotonic() + seconds
     reports: dict[str, list[Report]] = defaultdict(list)
-    services: dict[str, Service] = {}
+    services: dict[str, Any] = {}
     if full:
         from tests.support.cassandra import CassandraProcess
         from tests.support.kafka import KafkaProcess
@@ -91,7 +91,7 @@ async def _soak(
             number += 1
     finally:
         for service in services.values():
-            service.close()  # type: ignore[attr-defined]
+            service.close()
     return reports
 
 

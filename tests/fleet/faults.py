@@ -182,13 +182,14 @@ async def run_fault(
     seed: str,
     file: Path,
     *,
+    redis: Store | None = None,
     kafka: Service | None = None,
     cassandra: Service | None = None,
     **world: Any,
 ) -> tuple[Report, World]:
-    """One run with this fault; its history is left in ``file``."""
+    """One run with this fault; its history is left in ``file``. With no ``redis`` it has its own."""
     fault = FAULTS[name]
-    store = fault.store()
+    store = redis or fault.store()
     made: World | None = None
     try:
         await store.start()

@@ -8,6 +8,7 @@ to share the machine, PRESENCE_TEST_FLEET_USERS makes it smaller or larger.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,20 +17,37 @@ from tests.fleet.faults import FAULTS, run_fault
 
 FULL = ("instance killed", "rolling restart", "redis empty, instance killed")
 """Faults of what is always there that are tried with Kafka and Cassandra beside it; `soak --full` tries them all so."""
+CONTAINED = (
+    "redis killed, with its data",
+    "redis frozen for less than a lease",
+    "redis frozen for more than a lease",
+    "kafka killed",
+    "kafka frozen 30 s",
+    "kafka restarted",
+    "cassandra killed",
+    "cassandra frozen",
+    "cassandra away at the start",
+)
+"""Those of one service that is killed or frozen: they are tried with it in a container, too."""
 CASES = [
     pytest.param(form, name, id=f"{name}-{form}")
     for name, fault in FAULTS.items()
-    for form in ["full" if fault.needs or name in FULL else "redis"]
+    for form in ["full" if fault.needs or name in FULL else "redis", *["container"] * (name in CONTAINED)]
 ]
 
 
 @pytest.fixture
 def services(request: pytest.FixtureRequest, form: str, name: str) -> dict[str, Any]:
-    """What the run needs besides Redis: those of the whole test run, or how to start one that may be broken."""
-    if form == "redis":
-        return {}
+    """What the run has not by itself: services of the whole test run, or how to start one that may be broken."""
     broken = FAULTS[name].needs
-    return {one: request.getfixturevalue(f"start_{one}" if one in broken else one) for one in ("kafka", "cassandra")}
+    found: dict[str, Any] = {}
+    if form == "full" or (form == "container" and broken):
+        found = {one: request.getfixturevalue(one) for one in ("kafka", "cassandra") if one != broken}
+    if form == "container":
+        found[broken or "redis"] = partial(request.getfixturevalue("start_container"), broken or "redis")
+    elif broken:
+        found[broken] = request.getfixturevalue(f"start_{broken}")
+    return found
 
 
 @pytest.mark.timeout(180)

@@ -23,6 +23,7 @@ os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 import docker  # type: ignore[import-untyped]
 import docker.errors  # type: ignore[import-untyped]
 import redis
+from redis.asyncio import Redis as AsyncRedis
 from testcontainers.core.container import DockerContainer
 
 from tests.support import cassandra, images, kafka
@@ -161,16 +162,23 @@ class RedisContainer(Container):
             "--appendonly yes --notify-keyspace-events Ex"
         )
         super().__init__(6379, [*command.split(), *options])
-        self._client = redis.Redis(port=self.port, decode_responses=True, socket_timeout=5)
+        self._client = redis.Redis(**self._reached())
 
     @property
     def url(self) -> str:
         """How it is reached."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    def _reached(self) -> dict[str, Any]:
+        return {"port": self.port, "decode_responses": True, "socket_timeout": 5}
+
     def redis(self) -> redis.Redis:
         """A client, good for all starts."""
         return self._client
+
+    def asyncio_redis(self) -> AsyncRedis:
+        """A client for asyncio, which its user closes."""
+        return AsyncRedis(**self._reached())
 
     async def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):
