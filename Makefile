@@ -23,8 +23,8 @@ run: .venv/run  ## Start a complete presence server on http://127.0.0.1:8080
 	$(BIN)/presence serve
 
 test: check $(CLIENTS) $(SERVICES)  ## Check the code, then run all tests
-	$(BIN)/python -m pytest -n 7 --dist worksteal --ignore tests/fleet/test_faults.py --ignore tests/loadtest/test_distrust.py
-	$(BIN)/python -m pytest -n 4 tests/fleet/test_faults.py
+	$(BIN)/python -m pytest -n 5 --dist worksteal --ignore tests/fleet/test_faults.py --ignore tests/loadtest/test_distrust.py
+	$(BIN)/python -m pytest -n 3 tests/fleet/test_faults.py
 	$(BIN)/python -m pytest tests/loadtest/test_distrust.py
 
 check: .venv/dev  ## Check style, types and the direction of imports

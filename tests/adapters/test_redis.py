@@ -847,7 +847,7 @@ async def test_of_a_connect_whose_outcome_is_unknown_nothing_is_left(deployment)
 
 
 async def test_of_a_connect_whose_answer_is_lost_nothing_is_left(deployment):
-    store = await deployment.instance(timeout=0.05)
+    store = await deployment.instance(timeout=0.2)
     lane = store._lanes[store.partition_of("alice")]
     call, kinds = lane._call, []
 
