@@ -668,13 +668,17 @@ async def test_a_target_that_is_no_presence_server_is_told_in_one_line():
     assert "no presence server: 404 for GET" in await told(lambda socket, _: socket.respond(HTTPStatus.NOT_FOUND, "no"))
     assert "the token is refused: 401" in await told(lambda socket, _: socket.respond(HTTPStatus.UNAUTHORIZED, "no"))
 
-    def rest_only(socket, request):
-        if request.path.startswith("/api/"):
-            return socket.respond(HTTPStatus.OK, '{"isOnline": false}')
-        return socket.respond(HTTPStatus.NOT_FOUND, "no")
+    def rest_only(status):
+        def answer(socket, request):
+            if request.path.startswith("/api/"):
+                return socket.respond(HTTPStatus.OK, '{"isOnline": false}')
+            return socket.respond(status, "no")
 
-    said = await told(rest_only)
+        return answer
+
+    said = await told(rest_only(HTTPStatus.NOT_FOUND))
     assert "/ws was answered with 404; see path in [connection]" in said and "the upgrade of ws://" in said
+    assert "/ws was answered with 401; see in of [token]" in await told(rest_only(HTTPStatus.UNAUTHORIZED))
     with pytest.raises(TargetUnusable, match=r"the server cannot be reached: .*refused"):
         await run(target(1), [], CLAUSES)
 
