@@ -504,6 +504,14 @@ async def test_requests_are_sent_at_once_and_all_answers_judged(answers, step, a
     assert actual is None or actual in str(found.actual)
 
 
+@pytest.mark.parametrize("user", [{}, [], 1, None])
+async def test_an_event_about_no_user_is_about_nobody(short, user):
+    message = f"MESSAGE\nsubscription:0\n\n{json.dumps({'userId': user, 'online': True})}\0"
+    found = await verdict(answering(message), {"connect": "ann"}, {"expect": "ann", "about": "bob", "online": True})
+    assert (found.outcome, found.step) == (Outcome.FAILED, 2)
+    assert "none came; unread: MESSAGE" in str(found.actual)
+
+
 @pytest.mark.parametrize("made", ["*1", "a+b", "(", "m.1"])
 async def test_what_the_server_made_up_is_text_in_a_regular_expression(made):
     told = story.Story(case({"wait": "0s"}), target(1), "run", 0.0)
