@@ -233,11 +233,12 @@ def run(
     finally:
         if progress is not None:
             progress.clear()
+    # First: a file that cannot be written takes nothing of it away.
+    click.echo(report.text(done, strict=strict))
     writers: dict[str, Callable[..., str]] = {"junit": to_junit, "json_": report.to_json, "html": to_html}
     for name, path in files.items():
         if path is not None:
             _write(path, writers[name](done, strict=strict))
-    click.echo(report.text(done, strict=strict))
     sys.exit(report.verdict(done, strict=strict).code)
 
 

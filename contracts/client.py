@@ -60,10 +60,11 @@ class Received:
             return ABSENT
 
     @property
-    def about(self) -> Any:
+    def about(self) -> str | None:
         """The user whom a MESSAGE is about; None for whatever is no event."""
         event = self.json if self.frame.command == "MESSAGE" else None
-        return event.get("userId") if isinstance(event, dict) else None
+        about = event.get("userId") if isinstance(event, dict) else None
+        return about if isinstance(about, str) else None
 
     @property
     def snapshot(self) -> bool:

@@ -93,9 +93,11 @@ def _judged(run: Run, strict: bool) -> tuple[str, str, int]:
     if of[Outcome.ERROR]:
         ends = "1 case" if of[Outcome.ERROR] == 1 else f"{of[Outcome.ERROR]} cases"
         return "NO VERDICT", f"No case breaks a {levels}, but {ends} could not be played to the end.", 2
-    if not of[Outcome.PASSED]:
+    if not of[Outcome.PASSED] and not warnings:
         return "NO VERDICT", "Nothing was verified: no case passed.", 2
     but = "" if not warnings else ", with 1 warning" if warnings == 1 else f", with {warnings} warnings"
+    if not of[Outcome.PASSED]:
+        return "NO VERDICT", f"No {levels} was verified: no case passed{but}.", 2
     return "PASS", f"Every {levels} that was verified holds{but}.", 0
 
 

@@ -280,7 +280,8 @@ async def look_at(target: Target) -> None:
         except Failed as fault:
             said = f"{instance.http}: expected {fault.expected}, but {fault.actual}"
             if isinstance(fault.__cause__, Refused):
-                said += "; see path in [connection] of the target file"
+                asks = fault.__cause__.status in {401, 403}
+                said += f"; see {'in of [token]' if asks else 'path in [connection]'} of the target file"
             raise TargetUnusable(story.without_tokens(f"no presence server at {said}")) from fault
         except Misused as fault:
             raise TargetUnusable(str(fault)) from fault

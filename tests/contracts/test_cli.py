@@ -130,6 +130,16 @@ def test_the_reports_are_written_and_say_the_same(command, played, target, tmp_p
     assert "Not every MUST holds: 1 case fails." in files["html"].read_text()
 
 
+def test_a_report_that_cannot_be_written_loses_no_verdict(command, played, target, tmp_path):
+    played(passed(), failed())
+    code, out, err = command("run", "--target", target, "--json", tmp_path)
+    assert (code, out) == (2, "")  # seen before the run
+    (tmp_path / "link.json").symlink_to(tmp_path / "none" / "of.json")
+    code, out, err = command("run", "--target", target, "--json", tmp_path / "link.json")
+    assert out.startswith("FAIL  Not every MUST holds: 1 case fails.\n")
+    assert (code, one_line(err)) == (2, f"{tmp_path / 'link.json'}: No such file or directory")
+
+
 def test_nothing_of_a_progress_line_is_in_what_is_no_terminal(command, played, target):
     played(passed())
     _, out, err = command("run", "--target", target)

@@ -65,6 +65,14 @@ def test_the_verdict_is_a_success_only_if_something_was_verified_and_no_must_is_
     assert (judged.word, judged.code) == expected
 
 
+def test_a_warning_alone_is_no_verdict_and_is_told():
+    assert (
+        report.verdict(run(failed("slow", **SHOULD))).sentence
+        == "No MUST was verified: no case passed, with 1 warning."
+    )
+    assert report.verdict(run(unsupported())).sentence == "Nothing was verified: no case passed."
+
+
 def test_a_clause_holds_only_if_no_case_of_it_failed_or_ended_in_an_error():
     found = report.states(doctored())
     assert found == {

@@ -504,6 +504,14 @@ async def test_requests_are_sent_at_once_and_all_answers_judged(answers, step, a
     assert actual is None or actual in str(found.actual)
 
 
+@pytest.mark.parametrize("user", [{}, [], 1, None])
+async def test_an_event_about_no_user_is_about_nobody(short, user):
+    message = f"MESSAGE\nsubscription:0\n\n{json.dumps({'userId': user, 'online': True})}\0"
+    found = await verdict(answering(message), {"connect": "ann"}, {"expect": "ann", "about": "bob", "online": True})
+    assert (found.outcome, found.step) == (Outcome.FAILED, 2)
+    assert "none came; unread: MESSAGE" in str(found.actual)
+
+
 @pytest.mark.parametrize("made", ["*1", "a+b", "(", "m.1"])
 async def test_what_the_server_made_up_is_text_in_a_regular_expression(made):
     told = story.Story(case({"wait": "0s"}), target(1), "run", 0.0)
@@ -668,13 +676,17 @@ async def test_a_target_that_is_no_presence_server_is_told_in_one_line():
     assert "no presence server: 404 for GET" in await told(lambda socket, _: socket.respond(HTTPStatus.NOT_FOUND, "no"))
     assert "the token is refused: 401" in await told(lambda socket, _: socket.respond(HTTPStatus.UNAUTHORIZED, "no"))
 
-    def rest_only(socket, request):
-        if request.path.startswith("/api/"):
-            return socket.respond(HTTPStatus.OK, '{"isOnline": false}')
-        return socket.respond(HTTPStatus.NOT_FOUND, "no")
+    def rest_only(status):
+        def answer(socket, request):
+            if request.path.startswith("/api/"):
+                return socket.respond(HTTPStatus.OK, '{"isOnline": false}')
+            return socket.respond(status, "no")
 
-    said = await told(rest_only)
+        return answer
+
+    said = await told(rest_only(HTTPStatus.NOT_FOUND))
     assert "/ws was answered with 404; see path in [connection]" in said and "the upgrade of ws://" in said
+    assert "/ws was answered with 401; see in of [token]" in await told(rest_only(HTTPStatus.UNAUTHORIZED))
     with pytest.raises(TargetUnusable, match=r"the server cannot be reached: .*refused"):
         await run(target(1), [], CLAUSES)
 
