@@ -154,7 +154,8 @@ class Transport:
             self._stream.app_put = _drop
             if self._server is not None:
                 vars(self._server.protocol).pop("handle", None)
-                self._server.frames = self._stream.connection._proto  # noqa: SLF001 (for its end, below)
+                connection = getattr(self._stream, "connection", None)  # there is none before the accept
+                self._server.frames = connection and connection._proto  # noqa: SLF001 (for its end, below)
             while not self._queue.empty():
                 self._queue.get_nowait()
             self._stream = self._server = None
