@@ -159,7 +159,7 @@ class RedisContainer(Container):
     def __init__(self, *options: str) -> None:
         command = (
             f"{images.REDIS} --port 6379 --bind 0.0.0.0 --protected-mode no --dir {images.ROOT} "
-            "--appendonly yes --notify-keyspace-events Ex"
+            "--appendonly yes --appendfsync no --notify-keyspace-events Ex"
         )
         super().__init__(6379, [*command.split(), *options])
         self._client = redis.Redis(**self._reached())

@@ -42,6 +42,7 @@ class ValkeyProcess(Process):
             shutil.rmtree(self.data, ignore_errors=True)
         self.data.mkdir(exist_ok=True)
         settings = {"--port": str(self.port), "--bind": "127.0.0.1", "--dir": str(self.data), "--appendonly": "yes"}
+        settings["--appendfsync"] = "no"  # while the disk is busy with a flush of each second, writes are held back
         arguments = [word for option in settings.items() for word in option]
         self.spawn([valkey_binary(), *arguments, *self._options])
 
