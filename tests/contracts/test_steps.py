@@ -567,14 +567,14 @@ def test_what_needs_other_ids_is_not_run_where_ids_are_uuids(step, runs):
     "step", [{"beat": "ann"}, {"expect": "ann", "about": "bob", "online": True}, {"closed": "ann"}], ids=str
 )
 async def test_a_case_that_overruns_fails_and_names_the_step_that_took_longest(monkeypatch, step):
-    monkeypatch.setattr(runner, "_LIMIT", 0.3)
+    monkeypatch.setattr(runner, "_LIMIT", 1.2)
     monkeypatch.setattr(runner, "_LIMIT_LEASES", 0)
     async with server(answering()) as port:
         steps = [{"wait": "0s"}, {"connect": "ann"}, step]
         found = (await run(target(port, slack=0.1), [case(*steps)], CLAUSES, probe=False)).results[0]
     assert (found.outcome, found.step, found.reason) == (Outcome.FAILED, 3, None)
-    assert found.expected == "answers that let the case end within 0.6 s"
-    assert re.fullmatch(rf"it did not: step 3 \({next(iter(step))}\) took 0\.\d s", str(found.actual))
+    assert found.expected == "answers that let the case end within 1.5 s"
+    assert re.fullmatch(rf"it did not: step 3 \({next(iter(step))}\) took \d\.\d s", str(found.actual))
 
 
 async def test_a_case_that_overruns_as_the_runner_was_held_up_is_an_error(monkeypatch):
