@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -36,8 +37,10 @@ class Campaign:
         say: Callable[[str], object] = print,
         *,
         rate: float = float("inf"),
+        nice: int = 0,
         **settings: Any,
     ) -> None:
+        """Start nothing yet. ``nice``: how much the attacker gives way on the cores that all share."""
         self.seed = seed
         self.levels = levels
         self.findings: list[str] = []
@@ -48,6 +51,7 @@ class Campaign:
         self.server = ServerProcess(**{"lease_seconds": 5, "cleanup_seconds": 5} | settings)
         self._say = say
         self._rate = rate  # messages a second, at most
+        self._nice = nice
         self._due = 0.0  # when the next may be sent
         self._next: Counter[str] = Counter()
         self._world = World(SECRET.encode(), time.time(), _private_keys() if JWKS in levels else {})
@@ -64,6 +68,7 @@ class Campaign:
         try:
             await asyncio.sleep(2)
             quiet = await self._ask(neighbour)
+            os.nice(self._nice)
             await self._attack(messages // 10, min(seconds / 10, 30))
             await self._settle(None)
             before = self._memory(), self._files()
