@@ -231,10 +231,14 @@ class Client:
             if message["type"] == "websocket.disconnect":
                 return
             text = message.get("text")
-            await self._transport.share.take(self._handle_all(message["bytes"] if text is None else text.encode()))
+            await self._transport.share.take(self._handle_queued(message["bytes"] if text is None else text.encode()))
             while len(self._out) > OUT_LIMIT and not self._ending:
                 self._room = asyncio.Event()
                 await self._room.wait()
+
+    async def _handle_queued(self, message: bytes) -> None:
+        await self._handle_all(message)
+        self._parked = True  # also while others have their turn: what comes then is counted where it is read
 
     async def _take(self, message: bytes) -> bool:
         """Handle the message in the task that read it, if nobody has to wait for its effect."""
