@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from contextlib import asynccontextmanager, suppress
@@ -18,7 +19,7 @@ from tests.support.process import free_port
 from tests.support.waiting import wait_until
 
 NOW = time.time_ns() // 1000
-GAP = 0.2  # s: the longest the loop may wait for anything but its next event
+GAP = 0.4  # s that the loop may be held, while each call to a frozen server takes its time limit, 0.5 s and more
 
 
 @pytest.fixture
@@ -36,12 +37,9 @@ async def rows(session, cql, *values):
 
 
 @asynccontextmanager
-async def never_held(busy: bool = False):
-    """The event loop never waits: between two turns it works, or the machine has no core for us.
-
-    A turn's own work is as short, too; who gives it much (``busy``) judges that by the CPU times, s, which are yielded.
-    """
-    waited, worked = [0.0], [0.0]
+async def never_held():
+    """The event loop never waits for the server: between two turns it works, or the machine has no core for us."""
+    held, worked = [0.0], [0.0]
 
     async def tick():
         last, before, used = time.monotonic(), waits(), time.thread_time()
@@ -50,25 +48,29 @@ async def never_held(busy: bool = False):
             now, after, using = time.monotonic(), waits(), time.thread_time()
             lost = sum(seconds - before.get(thread, 0) for thread, seconds in after.items())
             worked.append(using - used)
-            waited.append(now - last - lost - worked[-1])
+            held.append(now - last - lost - worked[-1])
             last, before, used = now, after, using
 
     task = asyncio.create_task(tick())
-    yield worked
+    yield
     assert not task.done()
     task.cancel()
-    assert len(waited) > 10
-    assert max(waited) < GAP
-    assert busy or max(worked) < GAP
+    assert len(held) > 10
+    assert max(held) < GAP
+    assert max(worked) < GAP
 
 
 def waits() -> dict[str, float]:
-    """How long each thread was ready to run and did not, s. Any of them may have held the interpreter's lock then."""
+    """How long each thread was ready to run and did not, s. Any of them may have held the interpreter's lock then.
+
+    And how long the host gave the machine no core, of each of its cores, as that is no thread's wait.
+    """
     found = {}
     for path in Path("/proc/self/task").glob("*/schedstat"):
         with suppress(OSError):  # a thread that has ended
             found[str(path)] = int(path.read_text().split()[1]) / 1e9
-    return found
+    stolen = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
+    return found | {"stolen": stolen / os.sysconf("SC_CLK_TCK")}
 
 
 # Tables.
@@ -142,16 +144,18 @@ def traced(session, cql):
 # Speed and bounds.
 
 
-async def test_many_writes_do_not_hold_the_loop_and_are_bounded(history, session, users):
+async def test_many_writes_leave_others_their_turns_and_are_bounded(history, session, users):
     changes = [change(users("u"), NOW + number) for number in range(2_000)]
-    fewest = IN_FLIGHT
-    async with never_held(busy=True) as worked:
-        writing = asyncio.create_task(history.write(changes))
-        while not writing.done():
-            await asyncio.sleep(0.001)
-            fewest = min(fewest, session._slots._value)
-        await writing
-    assert max(worked) < sum(worked) / 2  # others had their turns all the time
+    fewest, used, worked = IN_FLIGHT, time.thread_time(), []
+    writing = asyncio.create_task(history.write(changes))
+    while not writing.done():
+        await asyncio.sleep(0.001)
+        worked.append(time.thread_time() - used)
+        used += worked[-1]
+        fewest = min(fewest, session._slots._value)
+    await writing
+    assert len(worked) > 10  # others had their turns
+    assert max(worked) < sum(worked) / 2  # all the time
     assert fewest == 0  # as many at once as may be, and
     await wait_until(lambda: session._slots._value == IN_FLIGHT, what="all slots to be given back")
     asked = [one.user for one in changes]
