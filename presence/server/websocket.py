@@ -30,6 +30,7 @@ from presence.server.auth import LEEWAY_SECONDS, InvalidToken, KeysUnavailable, 
 from presence.server.budget import IdBudget
 from presence.server.origins import Origins
 from presence.server.problems import Problem
+from presence.server.share import turn
 from presence.server.transport import Transport
 from presence.service import PresenceService
 from presence.stomp import StompError, sockjs
@@ -97,6 +98,7 @@ class Endpoint:
         if scope["type"] != "websocket":
             if scope["type"] == "http" and (not scope["path"] or scope["path"].startswith("//")):
                 scope["path"] = "*"  # nowhere; of no path Quart would make a 500, of several slashes Werkzeug one
+            await turn()
             return await self._app(scope, receive, send)
         await receive()  # websocket.connect
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from presence.server.share import LONGEST, Share
+from presence.server.share import LONGEST, STRETCH, Share, Turns
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +97,85 @@ async def test_what_goes_wrong_in_the_work_comes_out_and_a_cancellation_goes_in(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == [True, True]
+
+
+# Turns of the loop.
+
+
+async def counted(work) -> list[int]:
+    """In which turn of the loop each piece of the work was done; ``work`` gets what it calls at each of them."""
+    turns, done = [0], []
+    loop = asyncio.get_running_loop()
+
+    def next_turn() -> None:
+        turns[0] += 1
+        ticking[0] = loop.call_soon(next_turn)
+
+    ticking = [loop.call_soon(next_turn)]
+    await work(lambda: done.append(turns[0]))
+    ticking[0].cancel()
+    return done
+
+
+async def test_who_is_alone_waits_for_no_turn():
+    turn = Turns()
+    await turn()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    coroutine = turn()
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+@pytest.mark.parametrize("cancelled", [(), (3, 4), (9,)])
+async def test_there_is_one_in_each_turn_of_the_loop(cancelled):
+    turn, order = Turns(), []
+
+    async def work(done) -> None:
+        async def one(number: int) -> None:
+            await turn()
+            order.append(number)
+            done()
+
+        tasks = [asyncio.create_task(one(number)) for number in range(10)]
+        await asyncio.sleep(0)
+        for number in cancelled:
+            tasks[number].cancel()
+        await asyncio.wait(tasks)
+
+    in_turn = await counted(work)
+    assert len(set(in_turn)) == len(in_turn) == 10 - len(cancelled)
+    assert in_turn[-1] - in_turn[0] <= 10, "no turn is left out"
+    assert order == [number for number in range(10) if number not in cancelled]
+
+
+def test_a_loop_that_has_ended_in_its_turn_holds_up_no_other():
+    turn = Turns()
+    for _ in range(2):
+        asyncio.run(asyncio.wait_for(turn(), 5))
+
+
+async def test_those_who_have_had_more_than_a_modest_share_have_no_turn_in_common():
+    """Red where each is looked at alone: the 0.3 ms of all twenty come before anybody else."""
+    shares = [Share() for _ in range(20)]
+    now = time.perf_counter()
+    assert not any(share.note(STRETCH / 2, now) for share in shares)
+
+    async def work(done) -> None:
+        async def piece() -> None:
+            done()
+
+        await asyncio.gather(*(share.take(piece()) for share in shares))
+
+    in_turn = await counted(work)
+    assert len(set(in_turn)) == 20
+
+
+async def test_who_has_taken_little_waits_for_none_of_them():
+    async def work(done) -> None:
+        async def piece() -> None:
+            done()
+
+        await asyncio.gather(*(Share().take(piece()) for _ in range(20)))
+
+    assert len(set(await counted(work))) == 1

@@ -102,6 +102,7 @@ class Stage:
         self.store = StubStore()
         self.requests: list[Message] = []
         """What the endpoint passed on."""
+        self.on_request: Callable[[], object] = lambda: None
         self.peers: list[Peer] = []
         self.set_up()
 
@@ -111,6 +112,7 @@ class Stage:
 
         async def app(scope: Message, receive: Any, send: Any) -> None:
             self.requests.append(scope)
+            self.on_request()
 
         self.endpoint = Endpoint(
             app,
@@ -649,3 +651,21 @@ async def test_what_could_not_be_told_while_the_directory_was_away_is_told_when_
     await stage.endpoint.revise()
     await wait_until(lambda: told(peer, "y")[1:], what="the change")
     assert told(peer, "y")[1:] == [(False, 2, False)]
+
+
+async def test_of_many_requests_at_once_one_is_begun_in_each_turn_of_the_loop(stage):
+    """Red where all are: who waits for an answer to a heartbeat waits for all of them."""
+    turns, begun = 0, []
+
+    def next_turn() -> None:
+        nonlocal turns
+        turns += 1
+        ticking[0] = asyncio.get_running_loop().call_soon(next_turn)
+
+    ticking = [asyncio.get_running_loop().call_soon(next_turn)]
+    stage.on_request = lambda: begun.append(turns)
+    scopes = [{"type": "http", "path": f"/{number}"} for number in range(20)]
+    await asyncio.gather(*(stage.endpoint(scope, None, None) for scope in scopes))
+    ticking[0].cancel()
+    assert stage.requests == scopes
+    assert len(set(begun)) == 20
