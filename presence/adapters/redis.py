@@ -9,7 +9,7 @@ import zlib
 from asyncio import Future
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import cache
 from importlib import resources
 from itertools import compress
@@ -182,19 +182,31 @@ class RedisStore:
     # Asking Redis
 
     @asynccontextmanager
-    async def _asking(self, keys: Keys, timeout: float | None = None) -> AsyncIterator[Node]:
-        """Give the server that has the partition; what it does not answer in time is unavailable."""
+    async def _asking(self, keys: Keys, *, blocks: float = 0.0) -> AsyncIterator[Node]:
+        """Give the server that has the partition; what it does not answer in time is unavailable.
+
+        Args:
+            blocks: for how long it may wait for changes before it answers, s; not 0: ask by `Node.blocking`.
+        """
         node = self._servers.nodes[keys.partition]
+        limit = self._timeout + blocks
+        now = asyncio.get_running_loop().time
+        waited = False
         try:
-            async with asyncio.timeout(timeout or self._timeout):
+            async with asyncio.timeout(limit):
                 node = node or await self._servers.found(keys.partition)
-                yield node
+                waited, began = True, now()
+                async with nullcontext() if blocks else node.turns:
+                    waited = now() - began > limit / 2
+                    yield node
         except AskError as error:
             _ = self._servers.look()
             raise _Moved(f"partition {keys.partition} moves") from error
         except (RedisError, OSError, TimeoutError) as error:
             reason = str(error) or "no answer in time"
-            self._servers.note(node, reason)
+            # Who waited for other questions most of that time cannot tell a server that is away from a busy one.
+            if not (waited and isinstance(error, TimeoutError)):
+                self._servers.note(node, reason)
             raise StoreUnavailable(reason) from error
         if node.away is not None:
             self._servers.note(node, None)
@@ -623,7 +635,7 @@ class RedisStore:
                     (version,) = await self._pipe(keys, ("GET", f"{keys.base}version"))
                     position = checked = int(version or 0)
                     yield None
-                async with self._asking(keys, self._timeout + FOLLOW_BLOCK_MS / 1000) as node:
+                async with self._asking(keys, blocks=FOLLOW_BLOCK_MS / 1000) as node:
                     after = {keys.changes: _entry_id(position)}
                     found = await node.blocking.xread(after, count=PAGE, block=FOLLOW_BLOCK_MS)
                 entries = [_change(entry) for _, stream in _streams(found) for entry in stream]

@@ -833,6 +833,17 @@ async def test_while_the_store_does_not_answer_it_is_unavailable(deployment):
     assert store.health.state == "up"
 
 
+@one_partition
+async def test_a_store_that_is_busy_is_not_away(deployment):
+    """Who waits so long for the questions of others that its own is not answered in time has seen no outage."""
+    store = await deployment.instance(timeout=2.0)
+    since, keys, at_once = store.health.since, store._keys[0], store._servers.nodes[0].turns._value
+    questions = (store._pipe(keys, ("BLPOP", f"{keys.base}nothing", 1.2)) for _ in range(2 * at_once))
+    answers = await asyncio.gather(*questions, return_exceptions=True)
+    assert [type(one) for one in answers] == [list] * at_once + [StoreUnavailable] * at_once
+    assert (store.health.state, store.health.since) == ("up", since)
+
+
 async def test_of_a_connect_whose_outcome_is_unknown_nothing_is_left(deployment):
     """DESIGN §3.5: "A connect whose outcome is unknown (time-out …) is followed by an end until that is answered"."""
     store = await deployment.instance(timeout=1.0)
