@@ -358,13 +358,17 @@ class RedisStore:
         ]
 
     async def _pages(self, keys: Keys, command: str, *args: str) -> AsyncIterator[list[Any]]:
-        """Iterate over the pages of a SCAN command; SCAN itself over all of the partition's keys."""
-        cursor = "0"
+        """Iterate over the pages of a SCAN command; SCAN itself over all of its keys. Some come twice."""
+        cursor, run_id = "0", ""
         before = args if command != "SCAN" else ()
         after = args if command == "SCAN" else ()
         while True:
             async with self._asking(keys) as node:
-                cursor, page = await node.redis.execute_command(command, *before, cursor, *after, "COUNT", PAGE)
+                found, page = await node.redis.execute_command(command, *before, cursor, *after, "COUNT", PAGE)
+            if cursor != "0" and node.run_id != run_id:
+                cursor = "0"  # it was another server's, and means nothing to this one: begin anew
+                continue
+            cursor, run_id = found, node.run_id
             yield page
             if int(cursor) == 0:
                 return

@@ -1663,6 +1663,28 @@ async def test_the_newest_are_the_last_changes_of_everybody(deployment):
     }
 
 
+@one_partition
+async def test_after_a_fail_over_the_newest_are_looked_for_anew(deployment, valkey, monkeypatch):
+    """Redis, SCAN: a cursor is good for the server that gave it: each has its keys in an order of its own."""
+    other = Deployment(await valkey())
+    users = {f"user-{number}" for number in range(3000)}
+    try:
+        store, promoted = await deployment.instance(), await other.instance()
+        for server in (deployment, other):
+            pipe = server.redis.pipeline()
+            for user in users:
+                pipe.hset(server.key(user, "change"), mapping={"version": 1, "online": 1})
+            pipe.execute()
+        found: set[str] = set()
+        async for page in store.newest(0, 1):
+            found.update(change.user for change in page)
+            monkeypatch.setattr(store._servers, "nodes", promoted._servers.nodes)
+        monkeypatch.undo()  # each closes its own connections
+        assert found == users
+    finally:
+        await other.close()
+
+
 async def test_a_follower_that_was_overtaken_by_the_trim_is_told_so(deployment):
     """DESIGN §3.8: "XTRIM leaves no mark that a reader could see: hence `presence:trimmed`"."""
     store, other = await deployment.instance(), await deployment.instance()
