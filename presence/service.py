@@ -326,7 +326,8 @@ class PresenceService:
         told = [status for status in self.fanout.told() if self.store.partition_of(status.user) == partition]
         await self.store.settle(told)
         await self.resync(partition)
-        await self.store.renew_watches(self.open_sessions())
+        here = [session for session in self.open_sessions() if self.store.partition_of(session.user) == partition]
+        await self.store.renew_watches(here)
 
     async def settle_history(self, partition: int, epoch: int) -> None:
         """After that: whoever the history still says is online, and is not, goes offline; unless that was done already.

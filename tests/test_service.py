@@ -823,6 +823,19 @@ async def test_settling_records_the_watches_again(rig):
     assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"viewer"}
 
 
+async def test_each_partition_records_the_watches_of_its_own_users_alone(rig):
+    service = rig.service()
+    for number in range(24):
+        await rig.online(service, f"user-{number}")
+    await rig.swept()
+    rig.store.take()
+    for partition in range(rig.deployment.partitions):
+        await service.settle(partition)
+    renewed = [sizes[0] for name, sizes in rig.store.take() if name == "renew_watches"]
+    assert sum(renewed) == 24
+    assert len(renewed) == rig.deployment.partitions
+
+
 async def test_missed_changes_are_made_good_by_reading_all_who_are_watched(rig):
     """WIRE §5: "a resynchronisation leaves …": what was missed is told as a flip."""
     service = rig.service()
