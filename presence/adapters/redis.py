@@ -465,6 +465,10 @@ class RedisStore:
                     if not all(kept) and not session.closed:
                         await self.watch(session, list(session.watched))
 
+    async def record_watchers(self, watchers: Mapping[str, Collection[str]]) -> None:
+        for keys, some in self._piped(watchers):
+            await self._pipe(keys, *(("SADD", keys.user(user, "watchers"), *watchers[user]) for user in some))
+
     # The sweep, and what follows a loss of the store
 
     async def sweep(self, partition: int) -> Sweep:
