@@ -8,11 +8,12 @@ import logging
 import zlib
 from asyncio import Future
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import cache
 from importlib import resources
-from itertools import compress
+from itertools import chain, compress
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -248,15 +249,17 @@ class RedisStore:
     def _of(self, user: str) -> Keys:
         return self._keys[self.partition_of(user)]
 
-    def _by_partition(self, users: Iterable[str]) -> Iterator[tuple[Keys, list[str]]]:
-        groups: dict[int, list[str]] = {}
+    def _by_partition(self, items: Iterable[T], user: Callable[[T], str] = str) -> Iterator[tuple[Keys, list[T]]]:
+        """The items, which are users or each belong to one, by their users' partitions."""
+        groups: dict[int, list[T]] = {}
         if self.partitions == 1:
-            groups[0] = list(users)
+            groups[0] = list(items)
         else:
-            for user in users:
-                groups.setdefault(self.partition_of(user), []).append(user)
+            for item in items:
+                groups.setdefault(self.partition_of(user(item)), []).append(item)
         for partition, members in groups.items():
-            yield self._keys[partition], members
+            if members:
+                yield self._keys[partition], members
 
     # Transitions
 
@@ -450,13 +453,9 @@ class RedisStore:
         return set().union(*watched)
 
     async def renew_watches(self, sessions: Iterable[Session]) -> None:
-        groups: dict[int, list[Session]] = {}
-        for session in sessions:
-            if session.watched:
-                groups.setdefault(self.partition_of(session.user), []).append(session)
-        for partition, watching in groups.items():
-            keys = self._keys[partition]
-            for page in _pieces(watching, PAGE):
+        watching = (session for session in sessions if session.watched)
+        for keys, group in self._by_partition(watching, attrgetter("user")):
+            for page in _pieces(group, PAGE):
                 names = (
                     keys.user(session.user, name) for session in page for name in (f"watching:{session.id}", "watching")
                 )
@@ -532,11 +531,10 @@ class RedisStore:
                 await asyncio.sleep(LISTEN_SECONDS)
 
     async def settle(self, statuses: Iterable[Status]) -> Sequence[Change]:
-        by_user = {status.user: status for status in statuses}
+        distinct = {status.user: status for status in statuses}.values()
         otherwise: list[Change] = []
-        for keys, members in self._by_partition(by_user):
-            for users in _pieces(members, PAGE):
-                page = [by_user[user] for user in users]
+        for keys, group in self._by_partition(distinct, attrgetter("user")):
+            for page in _pieces(group, PAGE):
                 args = [
                     arg
                     for said in page
@@ -571,11 +569,8 @@ class RedisStore:
         return count
 
     async def _repair_users(self, count: Counter[str], found: Iterable[tuple[str, str]]) -> None:
-        groups: dict[int, list[str]] = {}
-        for user, session in found:
-            groups.setdefault(self.partition_of(user), []).extend((user, session))
-        for partition, args in groups.items():
-            repaired = await self._ask("repair", self._keys[partition], *args)
+        for keys, group in self._by_partition(found, itemgetter(0)):
+            repaired = await self._ask("repair", keys, *chain.from_iterable(group))
             count.update(dict(zip(("offline", "online", "deadlines", "orphans"), repaired, strict=True)))
 
     async def _repair_watchers(self) -> int:
