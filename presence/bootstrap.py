@@ -158,20 +158,13 @@ async def history(settings: Settings, user: str, limit: int) -> Sequence[Change]
     Raises:
         StartError: the history store cannot be asked.
     """
+    if not settings.cassandra_contact_points and not (settings.data_dir / "history.db").exists():
+        raise StartError(f"no history in {settings.data_dir}: see PRESENCE_DATA_DIR")
     try:
-        if cassandra := _cassandra(settings):
-            try:
+        async with _history(settings) as (store, cassandra):
+            if cassandra:
                 await cassandra.connect()
-                return await _cassandra_history(settings, cassandra).changes(user, limit)
-            finally:
-                await cassandra.close()
-        if not (settings.data_dir / "history.db").exists():
-            raise StartError(f"no history in {settings.data_dir}: see PRESENCE_DATA_DIR")
-        sqlite = await _open_history(settings)
-        try:
-            return await sqlite.changes(user, limit)
-        finally:
-            await sqlite.close()
+            return await store.changes(user, limit)
     except Unavailable as error:
         raise StartError(str(error)) from None
 
@@ -318,14 +311,7 @@ async def _parts(settings: Settings, url: str, name: str) -> AsyncIterator[_Part
             timeout=settings.store_timeout_seconds,
         )
         stack.push_async_callback(store.close)
-        cassandra = _cassandra(settings)
-        history: HistoryStore
-        if cassandra:
-            stack.push_async_callback(cassandra.close)
-            history = _cassandra_history(settings, cassandra)
-        else:
-            history = sqlite = await _open_history(settings)
-            stack.push_async_callback(sqlite.close)
+        history, cassandra = await stack.enter_async_context(_history(settings))
         directory: Directory
         http: HttpDirectory | None = None
         if settings.directory == "cassandra" and cassandra:
@@ -374,10 +360,22 @@ def _cassandra(settings: Settings) -> CassandraSession | None:
     )
 
 
-def _cassandra_history(settings: Settings, cassandra: CassandraSession) -> HistoryStore:
-    from presence.adapters.cassandra import CassandraHistory
+@asynccontextmanager
+async def _history(settings: Settings) -> AsyncIterator[tuple[HistoryStore, CassandraSession | None]]:
+    """Open the history store; with it what it is in, if that is Cassandra, which is still to be connected."""
+    if cassandra := _cassandra(settings):
+        from presence.adapters.cassandra import CassandraHistory
 
-    return CassandraHistory(cassandra, history_days=settings.history_days)
+        try:
+            yield CassandraHistory(cassandra, history_days=settings.history_days), cassandra
+        finally:
+            await cassandra.close()
+    else:
+        sqlite = await _open_history(settings)
+        try:
+            yield sqlite, None
+        finally:
+            await sqlite.close()
 
 
 def _bus(settings: Settings) -> KafkaBus | None:

@@ -143,6 +143,10 @@ class Fanout:
         """Return the users who are watched."""
         return list(self._watchers)
 
+    def watchers(self, user: str) -> set[str]:
+        """Return the users whose sessions here watch the user."""
+        return {watcher.session.user for watcher in self._watchers.get(user, ())}
+
     def told(self) -> Iterator[Status]:
         """Iterate over what sessions have been told of users, or are to be, with the newest version of each user."""
         for user, watchers in list(self._watchers.items()):

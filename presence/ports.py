@@ -134,6 +134,9 @@ class PresenceStore(Protocol):
     async def renew_watches(self, sessions: Iterable[Session]) -> None:
         """Keep what these sessions watch from lapsing; record it again where it was lost."""
 
+    async def record_watchers(self, watchers: Mapping[str, Collection[str]]) -> None:
+        """Record again who watches these users, where it may have been lost: user → watchers, at least one."""
+
     async def sweep(self, partition: int) -> Sweep:
         """End overdue sessions (DESIGN §3.3); notice that the store has come back, and begin the amnesty."""
 

@@ -326,7 +326,11 @@ class PresenceService:
         told = [status for status in self.fanout.told() if self.store.partition_of(status.user) == partition]
         await self.store.settle(told)
         await self.resync(partition)
-        await self.store.renew_watches(self.open_sessions())
+        here = [session for session in self.open_sessions() if self.store.partition_of(session.user) == partition]
+        await self.store.renew_watches(here)
+        for page in _pages(self._watched(partition)):  # by whomever: a watcher's own partition may have lost nothing
+            watchers = {user: self.fanout.watchers(user) for user in page}
+            await self.store.record_watchers({user: names for user, names in watchers.items() if names})
 
     async def settle_history(self, partition: int, epoch: int) -> None:
         """After that: whoever the history still says is online, and is not, goes offline; unless that was done already.
@@ -349,11 +353,14 @@ class PresenceService:
 
     async def resync(self, partition: int) -> None:
         """Changes were missed: read the statuses of all watched users anew."""
-        for page in _pages([user for user in self.fanout.watched() if self.store.partition_of(user) == partition]):
+        for page in _pages(self._watched(partition)):
             reading = await self.store.read(page)
             for user, status in reading.statuses.items():
                 if status.online or user not in reading.unsettled:
                     self.fanout.deliver(status)
+
+    def _watched(self, partition: int) -> list[str]:
+        return [user for user in self.fanout.watched() if self.store.partition_of(user) == partition]
 
     async def _settle_history(self) -> int:
         """Announce as offline whom the history still says is online. Returns how many."""

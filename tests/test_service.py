@@ -823,6 +823,34 @@ async def test_settling_records_the_watches_again(rig):
     assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"viewer"}
 
 
+async def test_settling_records_the_watchers_that_only_the_partition_of_the_watched_has_lost(rig):
+    """DESIGN §4: the watchers of a user "must be right again one cleanup period after any crash"."""
+    service = rig.service()
+    watched = [f"user-{number}" for number in range(24)]
+    watcher = watch(rig, "viewer", *watched)
+    await service.watch(watcher, watched)
+    lost = rig.store.partition_of("user-0")
+    for key in rig.deployment.redis.keys(f"{rig.deployment.bases[lost]}*"):
+        rig.deployment.redis.delete(key)
+    await rig.swept()
+    await service.settle(lost)
+    recorded = [rig.deployment.redis.smembers(rig.deployment.key(user, "watchers")) for user in watched]
+    assert recorded == [{"viewer"}] * 24
+
+
+async def test_each_partition_records_the_watches_of_its_own_users_alone(rig):
+    service = rig.service()
+    for number in range(24):
+        await rig.online(service, f"user-{number}")
+    await rig.swept()
+    rig.store.take()
+    for partition in range(rig.deployment.partitions):
+        await service.settle(partition)
+    renewed = [sizes[0] for name, sizes in rig.store.take() if name == "renew_watches"]
+    assert sum(renewed) == 24
+    assert len(renewed) == rig.deployment.partitions
+
+
 async def test_missed_changes_are_made_good_by_reading_all_who_are_watched(rig):
     """WIRE §5: "a resynchronisation leaves …": what was missed is told as a flip."""
     service = rig.service()

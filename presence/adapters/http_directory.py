@@ -14,7 +14,7 @@ from functools import partial
 
 import aiohttp
 
-from presence.adapters.answers import CACHED, Answers
+from presence.adapters.answers import Answers
 from presence.core.model import ID
 from presence.ports import DirectoryUnavailable, Health
 
@@ -44,7 +44,6 @@ class HttpDirectory:
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
         self._answers = Answers(cache)
-        self._contacts: dict[str, tuple[Ids | None, frozenset[str]]] = {}
         self._paused_until = 0.0
 
     async def close(self) -> None:
@@ -53,22 +52,18 @@ class HttpDirectory:
             await self._session.close()
 
     async def friends(self, user: str) -> Sequence[str]:
-        return await self._ids(f"friends/{user}") or ()
+        path = f"friends/{user}"
+        return await self._answers.get(path, partial(self._ask, path)) or ()
 
     async def members(self, conversation: str) -> Sequence[str] | None:
-        return await self._ids(f"conversations/{conversation}")
+        path = f"conversations/{conversation}"
+        return await self._answers.get(path, partial(self._ask, path))
 
     async def contacts(self, user: str) -> frozenset[str]:
-        ids = await self._ids(f"contacts/{user}")
-        known = self._contacts.get(user)
-        if known is None or known[0] != ids:  # the same object as before tells that nothing has changed
-            if len(self._contacts) >= CACHED:
-                self._contacts.clear()
-            known = self._contacts[user] = ids, frozenset({user}).union(ids or ())
-        return known[1]
+        return await self._answers.get(f"contacts/{user}", partial(self._contacts, user))
 
-    async def _ids(self, path: str) -> Ids | None:
-        return await self._answers.get(path, partial(self._ask, path))
+    async def _contacts(self, user: str) -> frozenset[str]:
+        return frozenset({user}).union(await self._ask(f"contacts/{user}") or ())
 
     async def _ask(self, path: str) -> Ids | None:
         loop = asyncio.get_running_loop()

@@ -8,11 +8,12 @@ import logging
 import zlib
 from asyncio import Future
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from functools import cache
 from importlib import resources
-from itertools import compress
+from itertools import chain, compress
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -182,19 +183,31 @@ class RedisStore:
     # Asking Redis
 
     @asynccontextmanager
-    async def _asking(self, keys: Keys, timeout: float | None = None) -> AsyncIterator[Node]:
-        """Give the server that has the partition; what it does not answer in time is unavailable."""
+    async def _asking(self, keys: Keys, *, blocks: float = 0.0) -> AsyncIterator[Node]:
+        """Give the server that has the partition; what it does not answer in time is unavailable.
+
+        Args:
+            blocks: for how long it may wait for changes before it answers, s; not 0: ask by `Node.blocking`.
+        """
         node = self._servers.nodes[keys.partition]
+        limit = self._timeout + blocks
+        now = asyncio.get_running_loop().time
+        waited = False
         try:
-            async with asyncio.timeout(timeout or self._timeout):
+            async with asyncio.timeout(limit):
                 node = node or await self._servers.found(keys.partition)
-                yield node
+                waited, began = True, now()
+                async with nullcontext() if blocks else node.turns:
+                    waited = now() - began > limit / 2
+                    yield node
         except AskError as error:
             _ = self._servers.look()
             raise _Moved(f"partition {keys.partition} moves") from error
         except (RedisError, OSError, TimeoutError) as error:
             reason = str(error) or "no answer in time"
-            self._servers.note(node, reason)
+            # Who waited for other questions most of that time cannot tell a server that is away from a busy one.
+            if not (waited and isinstance(error, TimeoutError)):
+                self._servers.note(node, reason)
             raise StoreUnavailable(reason) from error
         if node.away is not None:
             self._servers.note(node, None)
@@ -236,15 +249,17 @@ class RedisStore:
     def _of(self, user: str) -> Keys:
         return self._keys[self.partition_of(user)]
 
-    def _by_partition(self, users: Iterable[str]) -> Iterator[tuple[Keys, list[str]]]:
-        groups: dict[int, list[str]] = {}
+    def _by_partition(self, items: Iterable[T], user: Callable[[T], str] = str) -> Iterator[tuple[Keys, list[T]]]:
+        """The items, which are users or each belong to one, by their users' partitions."""
+        groups: dict[int, list[T]] = {}
         if self.partitions == 1:
-            groups[0] = list(users)
+            groups[0] = list(items)
         else:
-            for user in users:
-                groups.setdefault(self.partition_of(user), []).append(user)
+            for item in items:
+                groups.setdefault(self.partition_of(user(item)), []).append(item)
         for partition, members in groups.items():
-            yield self._keys[partition], members
+            if members:
+                yield self._keys[partition], members
 
     # Transitions
 
@@ -346,13 +361,17 @@ class RedisStore:
         ]
 
     async def _pages(self, keys: Keys, command: str, *args: str) -> AsyncIterator[list[Any]]:
-        """Iterate over the pages of a SCAN command; SCAN itself over all of the partition's keys."""
-        cursor = "0"
+        """Iterate over the pages of a SCAN command; SCAN itself over all of its keys. Some come twice."""
+        cursor, run_id = "0", ""
         before = args if command != "SCAN" else ()
         after = args if command == "SCAN" else ()
         while True:
             async with self._asking(keys) as node:
-                cursor, page = await node.redis.execute_command(command, *before, cursor, *after, "COUNT", PAGE)
+                found, page = await node.redis.execute_command(command, *before, cursor, *after, "COUNT", PAGE)
+            if cursor != "0" and node.run_id != run_id:
+                cursor = "0"  # it was another server's, and means nothing to this one: begin anew
+                continue
+            cursor, run_id = found, node.run_id
             yield page
             if int(cursor) == 0:
                 return
@@ -434,13 +453,9 @@ class RedisStore:
         return set().union(*watched)
 
     async def renew_watches(self, sessions: Iterable[Session]) -> None:
-        groups: dict[int, list[Session]] = {}
-        for session in sessions:
-            if session.watched:
-                groups.setdefault(self.partition_of(session.user), []).append(session)
-        for partition, watching in groups.items():
-            keys = self._keys[partition]
-            for page in _pieces(watching, PAGE):
+        watching = (session for session in sessions if session.watched)
+        for keys, group in self._by_partition(watching, attrgetter("user")):
+            for page in _pieces(group, PAGE):
                 names = (
                     keys.user(session.user, name) for session in page for name in (f"watching:{session.id}", "watching")
                 )
@@ -448,6 +463,10 @@ class RedisStore:
                 for session, *kept in zip(page, found[::2], found[1::2], strict=True):
                     if not all(kept) and not session.closed:
                         await self.watch(session, list(session.watched))
+
+    async def record_watchers(self, watchers: Mapping[str, Collection[str]]) -> None:
+        for keys, some in self._piped(watchers):
+            await self._pipe(keys, *(("SADD", keys.user(user, "watchers"), *watchers[user]) for user in some))
 
     # The sweep, and what follows a loss of the store
 
@@ -512,11 +531,10 @@ class RedisStore:
                 await asyncio.sleep(LISTEN_SECONDS)
 
     async def settle(self, statuses: Iterable[Status]) -> Sequence[Change]:
-        by_user = {status.user: status for status in statuses}
+        distinct = {status.user: status for status in statuses}.values()
         otherwise: list[Change] = []
-        for keys, members in self._by_partition(by_user):
-            for users in _pieces(members, PAGE):
-                page = [by_user[user] for user in users]
+        for keys, group in self._by_partition(distinct, attrgetter("user")):
+            for page in _pieces(group, PAGE):
                 args = [
                     arg
                     for said in page
@@ -551,11 +569,8 @@ class RedisStore:
         return count
 
     async def _repair_users(self, count: Counter[str], found: Iterable[tuple[str, str]]) -> None:
-        groups: dict[int, list[str]] = {}
-        for user, session in found:
-            groups.setdefault(self.partition_of(user), []).extend((user, session))
-        for partition, args in groups.items():
-            repaired = await self._ask("repair", self._keys[partition], *args)
+        for keys, group in self._by_partition(found, itemgetter(0)):
+            repaired = await self._ask("repair", keys, *chain.from_iterable(group))
             count.update(dict(zip(("offline", "online", "deadlines", "orphans"), repaired, strict=True)))
 
     async def _repair_watchers(self) -> int:
@@ -623,7 +638,7 @@ class RedisStore:
                     (version,) = await self._pipe(keys, ("GET", f"{keys.base}version"))
                     position = checked = int(version or 0)
                     yield None
-                async with self._asking(keys, self._timeout + FOLLOW_BLOCK_MS / 1000) as node:
+                async with self._asking(keys, blocks=FOLLOW_BLOCK_MS / 1000) as node:
                     after = {keys.changes: _entry_id(position)}
                     found = await node.blocking.xread(after, count=PAGE, block=FOLLOW_BLOCK_MS)
                 entries = [_change(entry) for _, stream in _streams(found) for entry in stream]

@@ -52,6 +52,8 @@ class Node:
         """Why it could not be asked; None when it answered; empty when it was not asked yet."""
         self.used_at = 0.0  # monotonic s
         self._primary = primary
+        self.turns = asyncio.Semaphore(connections)
+        """One for each question at a time: whoever has it need not wait for a connection."""
         self.redis = self._client(options, connections)
         self.blocking = self._client(options, partitions + 1)  # a reader each, and a listener
 

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from presence.stomp.bucket import TokenBucket
 from presence.stomp.connection import (
-    VERSIONS,
     Connect,
     Connection,
     Disconnect,
     Event,
-    Nothing,
     Send,
     Subscribe,
     Subscription,
     Unsubscribe,
 )
 from presence.stomp.errors import StompError
-from presence.stomp.frames import Frame, Limits, Parser, encode
+from presence.stomp.frames import Limits
 
 __all__ = [
-    "VERSIONS",
     "Connect",
     "Connection",
     "Disconnect",
     "Event",
-    "Frame",
     "Limits",
-    "Nothing",
-    "Parser",
     "Send",
     "StompError",
     "Subscribe",
     "Subscription",
-    "TokenBucket",
     "Unsubscribe",
-    "encode",
 ]

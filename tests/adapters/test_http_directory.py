@@ -113,12 +113,6 @@ async def test_without_a_cache_each_question_is_asked(application, directory):
     assert application.asked == {"/base/friends/ann": 3}
 
 
-async def test_an_answer_that_is_the_same_is_the_same_object(directory):
-    """So that nobody compares the contacts of everybody again and again."""
-    people = directory(cache=0.0)
-    assert await people.contacts("ann") is await people.contacts("ann")
-
-
 async def test_many_who_ask_the_same_wait_for_one_answer(application, directory):
     people = directory()
     application.may_answer.clear()
@@ -218,11 +212,9 @@ async def test_what_is_too_old_is_not_kept(directory):
 
 
 async def test_the_cache_is_bounded(directory, monkeypatch):
-    for module in (http_directory, answers):
-        monkeypatch.setattr(module, "CACHED", 10)
+    monkeypatch.setattr(answers, "CACHED", 10)
     people = directory()
     for number in range(30):
         await people.friends(f"u{number}")
         await people.contacts(f"u{number}")
     assert len(people._answers._known) <= 10
-    assert len(people._contacts) <= 10

@@ -833,6 +833,17 @@ async def test_while_the_store_does_not_answer_it_is_unavailable(deployment):
     assert store.health.state == "up"
 
 
+@one_partition
+async def test_a_store_that_is_busy_is_not_away(deployment):
+    """Who waits so long for the questions of others that its own is not answered in time has seen no outage."""
+    store = await deployment.instance(timeout=2.0)
+    since, keys, at_once = store.health.since, store._keys[0], store._servers.nodes[0].turns._value
+    questions = (store._pipe(keys, ("BLPOP", f"{keys.base}nothing", 1.2)) for _ in range(2 * at_once))
+    answers = await asyncio.gather(*questions, return_exceptions=True)
+    assert [type(one) for one in answers] == [list] * at_once + [StoreUnavailable] * at_once
+    assert (store.health.state, store.health.since) == ("up", since)
+
+
 async def test_of_a_connect_whose_outcome_is_unknown_nothing_is_left(deployment):
     """DESIGN §3.5: "A connect whose outcome is unknown (time-out …) is followed by an end until that is answered"."""
     store = await deployment.instance(timeout=1.0)
@@ -1650,6 +1661,28 @@ async def test_the_newest_are_the_last_changes_of_everybody(deployment):
     assert {change.user: change.reason for change in found} == {
         change.user: change.reason for change in deployment.changes()
     }
+
+
+@one_partition
+async def test_after_a_fail_over_the_newest_are_looked_for_anew(deployment, valkey, monkeypatch):
+    """Redis, SCAN: a cursor is good for the server that gave it: each has its keys in an order of its own."""
+    other = Deployment(await valkey())
+    users = {f"user-{number}" for number in range(3000)}
+    try:
+        store, promoted = await deployment.instance(), await other.instance()
+        for server in (deployment, other):
+            pipe = server.redis.pipeline()
+            for user in users:
+                pipe.hset(server.key(user, "change"), mapping={"version": 1, "online": 1})
+            pipe.execute()
+        found: set[str] = set()
+        async for page in store.newest(0, 1):
+            found.update(change.user for change in page)
+            monkeypatch.setattr(store._servers, "nodes", promoted._servers.nodes)
+        monkeypatch.undo()  # each closes its own connections
+        assert found == users
+    finally:
+        await other.close()
 
 
 async def test_a_follower_that_was_overtaken_by_the_trim_is_told_so(deployment):

@@ -7,7 +7,8 @@ import sys
 import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 with atheris.instrument_imports(include=["presence.stomp"]):
-    from presence.stomp import Connection, Limits, Parser, StompError, encode
+    from presence.stomp import Connection, Limits, StompError
+    from presence.stomp.frames import Parser, encode
 
 VERSIONS = (None, "1.0", "1.1", "1.2")
 

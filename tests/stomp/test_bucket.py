@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from presence.stomp import TokenBucket
+from presence.stomp.bucket import TokenBucket
 
 
 def test_a_burst_passes_at_once_and_not_one_unit_more():

@@ -11,16 +11,14 @@ from presence.stomp import (
     Connection,
     Disconnect,
     Event,
-    Frame,
     Limits,
-    Nothing,
-    Parser,
     Send,
     StompError,
     Subscribe,
     Unsubscribe,
-    encode,
 )
+from presence.stomp.connection import Nothing
+from presence.stomp.frames import Frame, Parser, encode
 
 VERSIONS = ("1.0", "1.1", "1.2")
 QUEUE = "/user/queue/online-status"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from presence.stomp import Frame, Limits, Parser, StompError, encode
+from presence.stomp import StompError
+from presence.stomp.frames import Frame, Limits, Parser, encode
 
 VERSIONS = ("1.0", "1.1", "1.2")
 LIMITS = Limits()
