@@ -229,7 +229,7 @@ class PresenceService:
         statuses = dict(reading.statuses) if reading else {}
         if visible is not None:
             statuses.update((user, Status(user)) for user in users if user not in visible)
-        if reading and any(user in reading.unsettled for user, status in statuses.items() if not status.online):
+        if reading and any(not statuses[user].online for user in reading.unsettled):
             raise StoreUnavailable("the presence store has just come back and is still settling")
         missing = [u for u, s in statuses.items() if not s.online and (s.last_active is None or s.version == 0)]
         degraded = False

@@ -84,16 +84,24 @@ async def _ids(most: int) -> Sequence[str]:
     if not isinstance(ids, list):
         raise Problem(400, "body must be a JSON array of user ids")
     for user_id in ids:
-        _check(user_id, "userId")
+        if not isinstance(user_id, str) or not _is_id(user_id):
+            raise _no_id(user_id, "userId")
     distinct = list(dict.fromkeys(ids))
     if len(distinct) > most:
         raise Problem(413, f"more than {most} user ids")
     return distinct
 
 
-def _check(value: object, name: str) -> None:
-    if not isinstance(value, str) or not ID.fullmatch(value):
-        raise Problem(400, f"{name} {str(value)[:64]!r} is not an id")
+_is_id = ID.fullmatch
+
+
+def _check(value: str, name: str) -> None:
+    if not _is_id(value):
+        raise _no_id(value, name)
+
+
+def _no_id(value: object, name: str) -> Problem:
+    return Problem(400, f"{name} {str(value)[:64]!r} is not an id")
 
 
 def _entries(answer: Answer) -> Response:
