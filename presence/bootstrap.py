@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -82,7 +82,8 @@ def serve(settings: Settings) -> None:
     Raises:
         StartError: it cannot.
     """
-    with _start_errors(), locked(settings.data_dir):
+    keeps_data = not (settings.redis_url and settings.cassandra_contact_points)  # else nothing but a secret is there
+    with _start_errors(), locked(settings.data_dir) if keeps_data else nullcontext():
         if settings.directory != "cassandra" and "://" not in (settings.directory or ""):
             _file_directory(settings)  # what would fail in every instance fails here, once
         _verifier(settings)

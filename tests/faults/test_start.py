@@ -277,3 +277,23 @@ async def test_a_signal_during_the_start_ends_it_without_a_traceback(start_serve
         await server.stop()
         assert "Traceback" not in server.log
         await wait_until(partial(ended, server), 10, what="Valkey to end, too")
+
+
+# Several on one machine
+
+
+@pytest.mark.parametrize("cassandra", (True, False))
+async def test_servers_share_a_data_folder_when_their_data_is_elsewhere(start_server: StartServer, valkey, cassandra):
+    """With Cassandra only the generated secret is in it, without it the history, which one server keeps."""
+    store = await valkey("--notify-keyspace-events", "Ex")
+    settings = {"redis_url": store.url, "jwt_secret": None}
+    if cassandra:
+        settings["cassandra_contact_points"] = f"127.0.0.1:{free_port()}"  # which may come later
+    first = await start_server(**settings)
+    second = await start_server(ready=cassandra, **settings, data_dir=first.data_dir)
+    if cassandra:
+        assert (first.data_dir / "jwt-secret").exists()
+        assert second.running
+    else:
+        assert await second.exited(READY) == 1
+        assert f"{first.data_dir} is in use by another presence server (pid {first.pid})" in second.log
