@@ -6,12 +6,13 @@ from tests.support.store import ValkeyProcess
 
 
 class RedisProcess(ValkeyProcess):
-    """A Valkey or Redis set up as the guide says, with expired events."""
+    """A Valkey or Redis set up as the guide says, with expired events, and with room for many of them."""
 
     version = ""
 
     def __init__(self, *options: str) -> None:
-        super().__init__("--notify-keyspace-events", "Ex", *options)
+        room = ("--client-output-buffer-limit", "pubsub", "256mb", "64mb", "60")
+        super().__init__("--notify-keyspace-events", "Ex", *room, *options)
 
     async def start(self, *, empty: bool = False) -> RedisProcess:
         """Start it, also again after it was killed: with its data, or ``empty``."""
