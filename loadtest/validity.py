@@ -8,7 +8,7 @@ not judged.
 
 - `Step.counts`: `asked` (sessions that the run was to come to), `wanted` and `connected` (sessions that were to be
   there at the end of the step, and that were), `connects` and `connect_failures` (attempts), `watches_unconfirmed`,
-  `receipts` and `receipts_unanswered` (of heartbeats), `harness_errors` (its own code raised), `address_errors`
+  `harness_errors` (its own code raised), `address_errors`
   (EMFILE, EADDRNOTAVAIL), `negative_latencies`, `server_restarts` and `planned_restarts`, and what the kernel counted
   meanwhile: `listen_overflows`, `listen_drops`, `tcp_timeouts`, `swapped_pages`.
 - `Step.errors`: failures by metric and cause. `Run.faults`: what the load test found wrong with itself.
@@ -79,9 +79,6 @@ def silent_clients(step: Step) -> Iterator[Finding]:
     unconfirmed = step.counts.get("watches_unconfirmed", 0)
     if unconfirmed > 0.01 * step.counts.get("connects", 0):
         yield "fatal", f"{unconfirmed:,} clients failed silently: what they watch was never confirmed."
-    unanswered, asked = step.counts.get("receipts_unanswered", 0), step.counts.get("receipts", 0)
-    if unanswered > 0.01 * asked:
-        yield "warning", f"{unanswered:,} of {asked:,} heartbeats that asked for a receipt got none."
 
 
 def own_errors(step: Step) -> Iterator[Finding]:

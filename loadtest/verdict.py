@@ -29,13 +29,21 @@ def judge(run: Run, text: str) -> None:
 
 
 def refusals(step: Step) -> Iterator[str]:
-    """What the server did not do, whatever the SLO says: hold the sessions, and keep out what is not to be let in."""
+    """What the server did not do, whatever the SLO says: hold the sessions, answer them, keep out what is to stay out.
+
+    Of `Step.counts` it reads, beside those of `validity`, `prevented` (heartbeats that could not be sent), and
+    `receipts` and `receipts_unanswered` (of heartbeats).
+    """
     connected, wanted = step.counts.get("connected", 0), step.counts.get("wanted", 0)
     if connected < 0.99 * wanted and (step.errors or step.counts.get("planned_restarts")):
         yield f"only {connected:,} of {wanted:,} sessions were there at the end"
     prevented, made = step.counts.get("prevented", 0), step.achieved * step.seconds
     if prevented > 0.01 * (prevented + made):
         yield f"{prevented:,} heartbeats could not be sent, as the server had refused or closed their sessions"
+    unanswered, asked = step.counts.get("receipts_unanswered", 0), step.counts.get("receipts", 0)
+    if unanswered > 0.01 * asked:
+        # Who hangs sends no notice either, and where none is due no clause need tell of it.
+        yield f"{unanswered:,} of {asked:,} heartbeats that asked for a receipt got none"
     for name, count in step.errors.items():
         if name.startswith(HOSTILE):
             yield f"hostile input was not kept out: {name} ({count:,})"

@@ -74,6 +74,18 @@ def test_a_server_that_does_not_hold_the_sessions_is_at_fault():
     )
 
 
+@pytest.mark.parametrize(("unanswered", "code"), [(10, 0), (11, 1)])
+def test_a_server_that_hangs_is_at_fault(unanswered, code):
+    """What was recorded before it hung may keep all that the SLO asks."""
+    run = one_step()
+    run.steps[0].counts = {"receipts": 1_000, "receipts_unanswered": unanswered}
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert verdict.exit_code(run) == code
+    said = "11 of 1,000 heartbeats that asked for a receipt got none"
+    assert run.steps[0].breach == (said if code else None)
+
+
 def test_hostile_input_that_is_let_in_is_a_breach():
     run = one_step()
     run.steps[0].errors = {"HOSTILE bad token: ProbeError": 3}

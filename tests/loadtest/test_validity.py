@@ -67,7 +67,6 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("fatal", "only 980 of 1,000 sessions", {"counts": {"connected": 980, "connect_failures": 0}}),
     ("fatal", "only 1,200 of 1,500 sessions had begun", {"counts": {"asked": 1500}}),
     ("fatal", "13 clients failed silently", {"counts": {"watches_unconfirmed": 13}}),
-    ("warning", "11 of 1,000 heartbeats", {"counts": {"receipts": 1000, "receipts_unanswered": 11}}),
     ("fatal", "failed 2 times", {"counts": {"harness_errors": 2}}),
     ("warning", "12 failures: REST batch: ProbeError (9), WS connect: Refused (3)", {"errors": FAILURES}),
     ("fatal", "One of 2 workers", {"faults": ["One of 2 workers did not report."]}),
