@@ -31,6 +31,9 @@ COUNTS = {
 }
 """By name: the count of the ledger, and how a sentence says it."""
 
+_TELLING = {"lost": "no notice was due", "contradicted": "no answer of REST was compared with the truth"}
+"""Counts of which 0 says nothing where there was nothing to count, and how a sentence says that."""
+
 TIMES = {"false-offline": ("false_offline_seconds", "false-offline"), "ghost": ("ghost_seconds", "ghost")}
 """By name: the seconds of the ledger, and how a sentence says it."""
 
@@ -165,11 +168,11 @@ def _ledger(clause: Clause, step: Step) -> Check:
         found = round(found, 3)  # a sum of many floats
         return Check(clause, clause.allows(found), f"{found:,.1f} s {words}, {clause.allowed}")
     of = step.ledger.get("checked" if clause.name == "contradicted" else "expected", 0)
+    if not of and (clause.name in _TELLING or clause.unit == " %"):
+        return Check(clause, None, f"{clause.name} cannot be told: {_TELLING.get(clause.name, _TELLING['lost'])}")
     if clause.unit == " %":
-        share = 100 * found / of if of else 0.0
+        share = 100 * found / of
         return Check(clause, clause.allows(share), f"{share:.3g} % ({found:,} of {of:,}) {words}, {clause.allowed}")
-    if clause.name == "lost" and not of:
-        return Check(clause, None, "lost cannot be told: no notice was due")
     return Check(clause, clause.allows(found), f"{found:,} {words}, {clause.allowed}")
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from loadtest import slo, validity
-from loadtest.readings import best, held, notices
+from loadtest.readings import best, held, notices, successes
 from loadtest.run import Run, Step
 
 HOSTILE = "HOSTILE"
 """How the names of the metrics of hostile clients begin."""
+
+ASKED = re.compile(r"(REST|PUSH) .*|STOMP watch")
+"""The metrics of which failures are the server's; that it takes no connections is judged by the sessions it holds."""
 
 
 def judge(run: Run, text: str) -> None:
@@ -47,6 +52,18 @@ def refusals(step: Step) -> Iterator[str]:
     for name, count in step.errors.items():
         if name.startswith(HOSTILE):
             yield f"hostile input was not kept out: {name} ({count:,})"
+    yield from failures(step)
+
+
+def failures(step: Step) -> Iterator[str]:
+    """What was asked closely and failed: it is in no latency, so that no clause tells of it."""
+    failed: Counter[str] = Counter()
+    for error, count in step.errors.items():
+        failed[error.rpartition(": ")[0]] += count
+    for name, count in failed.items():
+        tried = count + successes(step, name)
+        if ASKED.fullmatch(name) and count > 0.01 * tried:
+            yield f"{count:,} of {tried:,} attempts at {name} failed"
 
 
 def findings(run: Run) -> list[tuple[str, str]]:

@@ -86,6 +86,35 @@ def test_a_server_that_hangs_is_at_fault(unanswered, code):
     assert run.steps[0].breach == (said if code else None)
 
 
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ({"REST check: ProbeError": 3, "REST check: TimeoutError": 2}, "5 of 5 attempts at REST check failed"),
+        ({"PUSH online: ProbeError": 21}, "21 of 2,021 attempts at PUSH online failed"),
+        ({"PUSH online: ProbeError": 20}, None),
+        ({"STOMP watch: ProbeError": 1}, "1 of 1 attempts at STOMP watch failed"),
+        ({"STOMP session: Closed": 9}, None),
+    ],
+)
+def test_what_always_fails_is_a_breach(errors, said):
+    """Failures are in no latency, and a probe that catches the server in a lie is one of them."""
+    run = one_step()
+    run.steps[0].errors = errors
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.steps[0].breach == said
+    assert verdict.exit_code(run) == (1 if said else 0)
+
+
+def test_failures_are_held_against_the_ramp_as_well():
+    run = one_step()
+    run.steps[0].errors = {"PUSH online: ProbeError": 30}
+    run.steps[0].ramp = dict(run.steps[0].histograms)
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.steps[0].breach is None
+
+
 def test_hostile_input_that_is_let_in_is_a_breach():
     run = one_step()
     run.steps[0].errors = {"HOSTILE bad token: ProbeError": 3}

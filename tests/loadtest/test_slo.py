@@ -133,6 +133,20 @@ def test_nothing_seen_is_nothing_kept():
 
 
 @pytest.mark.parametrize(
+    ("text", "said_of_it"),
+    [
+        ("contradicted=0", "contradicted cannot be told: no answer of REST was compared with the truth"),
+        ("contradicted<1%", "contradicted cannot be told: no answer of REST was compared with the truth"),
+        ("lost<0.1%", "lost cannot be told: no notice was due"),
+        ("late<0.1%", "late cannot be told: no notice was due"),
+    ],
+)
+def test_where_nothing_was_to_be_counted_no_count_is_kept(text, said_of_it):
+    assert said(text, step(expected=0, checked=0, contradicted=0)) == [(None, said_of_it)]
+    assert said(text, step(checked=10, contradicted=0))[0][0] is True
+
+
+@pytest.mark.parametrize(
     ("text", "names"),
     [
         ("", "is empty"),
