@@ -5,7 +5,8 @@ A clause is `NAME OPERATOR VALUE`, with `<`, `<=` or `=`:
 - `p50`, `p99`, `p99.9`, `max` in `ms` or `s`: time to notice, of the notices of connects and disconnects;
   with a metric before it (`STOMP CONNECTED p99<1s`) the latency of that. Of what was recorded since the ramp; where
   nothing was (all stay, once they are there), in it;
-- `lost`, `late`, `duplicated`, `out-of-order`, `unexpected`, `contradicted`: counts, or with `%` a share of those due;
+- `lost`, `late`, `duplicated`, `out-of-order`, `unexpected`, `contradicted`, `cancelled`: counts, or with `%` a share
+  of those due;
 - `false-offline`, `ghost`: seconds for which users were shown offline while online, or online while offline, summed
   over all who watch. Not while a notice of a connect was on its way, in time: percentiles judge that.
 """
@@ -28,6 +29,7 @@ COUNTS = {
     "out-of-order": ("out_of_order", "notices came out of order"),
     "unexpected": ("unexpected", "notices were never true"),
     "contradicted": ("contradicted", "answers of REST were never true"),
+    "cancelled": ("cancelled", "notices were undone before they were told"),
 }
 """By name: the count of the ledger, and how a sentence says it."""
 

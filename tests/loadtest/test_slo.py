@@ -15,6 +15,7 @@ WHOLE = {
     "duplicated": 0,
     "out_of_order": 0,
     "unexpected": 0,
+    "cancelled": 0,
     "false_offline_seconds": 0.0,
     "ghost_seconds": 3.5,
 }
@@ -86,6 +87,7 @@ def test_operators_and_units(text, kept):
         ("duplicated", "duplicated"),
         ("out-of-order", "out_of_order"),
         ("unexpected", "unexpected"),
+        ("cancelled", "cancelled"),
         ("false-offline", "false_offline_seconds"),
     ],
 )
@@ -110,6 +112,7 @@ def test_a_share_is_of_what_was_due():
         False,
         "0.1 % (4 of 4,000) notices were lost, allowed are less than 0.1 %",
     )
+    assert said("cancelled<0.1%", step(cancelled=4))[0][0] is False
 
 
 def test_the_breach_names_all_that_was_not_kept():
