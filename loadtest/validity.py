@@ -129,7 +129,12 @@ def generator_late(step: Step) -> Iterator[Finding]:
         return
     quoted = {name: summary.p99 for name, summary in step.metrics.items() if name != LAG and summary.p99}
     name, least = min(quoted.items(), key=lambda item: item[1], default=("", float("inf")))
-    if lag.p99 > 5 and lag.p99 > 0.5 * least:
+    if lag.p99 > 5 and not quoted:
+        yield (
+            "fatal",
+            f"the generator was late: its lag was {lag.p99:.1f} ms at p99, and there is no latency to compare.",
+        )
+    elif lag.p99 > 5 and lag.p99 > 0.5 * least:
         yield "fatal", f"the generator was late: its lag of {lag.p99:.1f} ms is most of {name} ({least:.1f} ms at p99)."
     elif lag.p99 > 5:
         yield "warning", f"the generator's lag was {lag.p99:.1f} ms at p99."

@@ -75,6 +75,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("fatal", "generator was the limit", {"resources": {"generator_cpu_percent": 96.0}}),
     ("warning", "generator used 71 %", {"resources": {"generator_cpu_percent": 71.0}}),
     ("fatal", "generator was late", {"metrics": {validity.LAG: lag(11.0)}}),
+    ("fatal", "late: its lag was 6.0 ms", {"metrics": {"PUSH online": Summary(0), validity.LAG: lag(6.0)}}),
     ("warning", "lag was 6.0 ms", {"metrics": {validity.LAG: lag(6.0)}}),
     ("warning", "is a part of PUSH online", {"metrics": {validity.LAG: lag(2.1)}}),
     ("warning", "lag is not known", {"metrics": {validity.LAG: lag(None)}}),
