@@ -29,8 +29,8 @@ def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
         late = {text for _, text in validity.generator_late(step)}
         run.validity = [(level, text) for level, text in run.validity if text.partition(": ")[2] not in late]
     if step.breach:
-        at_fault = verdict.generator_at_fault(step, may_be_late=kind == "storm")
-        return Trial(sessions, kind, step, at_fault or next(iter(run.faults), None))
+        other_cause = verdict.other_cause(step, may_be_late=kind == "storm")
+        return Trial(sessions, kind, step, other_cause or next(iter(run.faults), None))
     fatal = [text for level, text in run.validity if level == "fatal"]
     return Trial(sessions, kind, step, fatal[0].removeprefix(f"at {sessions:,} sessions: ") if fatal else None)
 

@@ -71,7 +71,7 @@ def findings(run: Run) -> list[tuple[str, str]]:
 
     A server that is beyond its limit answers late and takes no connections: it need not be known how much beyond.
     """
-    broken = [step for step in run.steps if step.breach and generator_at_fault(step) is None]
+    broken = [step for step in run.steps if step.breach and other_cause(step) is None]
     if len(run.steps) == 1 or not broken:
         return validity.judge(run)
     found: list[tuple[str, str]] = []
@@ -82,9 +82,21 @@ def findings(run: Run) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-def generator_at_fault(step: Step, *, may_be_late: bool = False) -> str | None:
-    """Why a step says nothing of the server, though it broke the SLO: the generator may have been what broke it."""
-    rules = [validity.generator_busy, validity.out_of_addresses]
+def other_cause(step: Step, *, may_be_late: bool = False) -> str | None:
+    """Why a step says nothing of the server's limit, though it broke the SLO: something else may have been what did.
+
+    That is the generator, the load test's own faults, or somebody who restarted the server. Other rules find what a
+    server beyond its limit does, too.
+    """
+    rules = [
+        validity.generator_busy,
+        validity.out_of_addresses,
+        validity.never_begun,
+        validity.own_errors,
+        validity.before_its_time,
+        validity.books_do_not_balance,
+        validity.server_restarted,
+    ]
     if not may_be_late:
         rules.append(validity.generator_late)
     return next((text for rule in rules for level, text in rule(step) if level == "fatal"), None)

@@ -140,9 +140,28 @@ def test_among_others_the_generator_s_fault_is_its_own():
 
 def test_a_generator_at_its_limit_is_at_fault():
     step = one_step(ms=300).steps[0]
-    assert verdict.generator_at_fault(step) is None
+    assert verdict.other_cause(step) is None
     step.resources["generator_cpu_percent"] = 99
-    assert "generator was the limit" in (verdict.generator_at_fault(step) or "")
+    assert "generator was the limit" in (verdict.other_cause(step) or "")
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"harness_errors": 1}, "the load test itself failed"),
+        ({"negative_latencies": 1}, "latencies were negative"),
+        ({"server_restarts": 1}, "the scenario did not do it"),
+        ({"asked": 100, "connects": 50}, "had begun to connect when the run ended"),
+    ],
+)
+def test_faults_that_are_not_the_server_s_are_no_limit_of_it(counts, said):
+    step = one_step(ms=300).steps[0]
+    step.counts = counts
+    assert said in (verdict.other_cause(step) or "")
+
+
+def test_books_that_do_not_balance_are_no_limit_of_the_server():
+    assert "does not balance" in (verdict.other_cause(one_step(missing=1).steps[0]) or "")
 
 
 def test_several_runs_are_one_on_one_axis_of_time():
