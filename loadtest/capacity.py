@@ -71,6 +71,11 @@ class Found:
     trials: list[Trial] = field(default_factory=list)
 
     @property
+    def open(self) -> bool:
+        """Whether nothing is known of the server: no load was confirmed, and no breach is why."""
+        return self.floor and not self.confirmed
+
+    @property
     def winner(self) -> Step | None:
         """The step that the capacity was held in, for long."""
         held = (one.step for one in self.trials if one.kind == "long hold" and one.sessions == self.sessions)
@@ -116,7 +121,7 @@ def search(plan: Plan, run: RunStep) -> Found:
     except KeyboardInterrupt:
         kept = max((one.sessions for one in found.trials if one.kind == "step" and one.kept), default=0)
         seen = f"; {kept:,} sessions were kept for {plan.hold:g} s" if kept else ""
-        found.sessions, found.interrupted = 0, True
+        found.sessions, found.floor, found.interrupted = 0, True, True
         found.bound, found.stopped = None, f"the search was interrupted{seen}"
     return found
 

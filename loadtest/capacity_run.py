@@ -48,10 +48,10 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
     whole.verdict, whole.slo = "", slo
     whole.steps = [trial.step for _, trial in used]
     for step in whole.steps:
-        if step.sessions > found.sessions and not step.breach and not found.interrupted:
+        if step.sessions > found.sessions and not step.breach and not found.open:
             step.breach = f"kept for a while, but {found.stopped}"
     held = [step for step in whole.steps if step.kind != "storm"]
-    findings = [("fatal", "The search was interrupted.")] if found.interrupted else []
+    findings = [("fatal", f"There is no verdict: {found.stopped}.")] if found.open else []
     findings += verdict.findings(replace(whole, steps=held))
     for run, trial in used:
         if trial.kind == "storm":

@@ -376,7 +376,23 @@ class TestCapacity:
             "No load was confirmed: the search was interrupted; 1,500 sessions were kept for 4 s"
         )
         assert [step["sessions"] for step in data["steps"]] == [1_000, 1_500] and not data["ok"]
-        assert ["fatal", "The search was interrupted."] in data["validity"]
+        assert ["fatal", "There is no verdict: the search was interrupted; 1,500 sessions were kept for 4 s."] in data[
+            "validity"
+        ]
+
+    def test_where_no_long_hold_is_to_be_believed_there_is_no_verdict(self, run):
+        def change(job, run):
+            if job.seconds == 900:
+                run.faults.append("A worker ended.")
+
+        done, _, data = run(10**6, change=change)
+
+        assert done.exit_code == 2, done.output
+        assert not any(step["breach"] for step in data["steps"])
+        assert data["validity"][0] == [
+            "fatal",
+            "There is no verdict: the long hold at 3,200 sessions was not to be believed: a worker ended.",
+        ]
 
 
 def test_the_scenarios_are_there():
