@@ -81,6 +81,13 @@ class Found:
         held = (one.step for one in self.trials if one.kind == "long hold" and one.sessions == self.sessions)
         return next(held, None) if self.confirmed else None
 
+    def cut_short(self, plan: Plan, why: str) -> None:
+        """Take it that the search ended before its time: nothing is confirmed."""
+        kept = max((one.sessions for one in self.trials if one.kind == "step" and one.kept), default=0)
+        seen = f"; {kept:,} sessions were kept for {plan.hold:g} s" if kept else ""
+        self.sessions, self.floor = 0, True
+        self.bound, self.stopped = None, f"{why}{seen}"
+
     def bounded(self, by: Trial) -> None:
         """Take it that a trial which was not kept is what keeps the capacity from being more."""
         self.bound, self.floor = by.step, by.invalid is not None
@@ -93,7 +100,11 @@ class Found:
 
 
 RunStep = Callable[[int, float, Kind], Trial]
-"""Runs so many sessions for so many s."""
+"""Runs so many sessions for so many s; raises `ServerGone` where it could not begin."""
+
+
+class ServerGone(Exception):
+    """A load could not be run: one line that says why."""
 
 
 def least_hold(lease: float, beat: float) -> float:
@@ -102,7 +113,13 @@ def least_hold(lease: float, beat: float) -> float:
 
 
 def search(plan: Plan, run: RunStep) -> Found:
-    """Find the greatest load that keeps the SLO. Ctrl-C ends the search: what was found till then is given back."""
+    """Find the greatest load that keeps the SLO.
+
+    Ctrl-C ends the search, and so does a server that is gone: what was found till then is given back.
+
+    Raises:
+        ServerGone: the first load could not be run.
+    """
     found = Found()
 
     def tried(sessions: int, seconds: float, kind: Kind) -> Trial:
@@ -119,10 +136,15 @@ def search(plan: Plan, run: RunStep) -> Found:
             found.bounded(bad)
         _confirm(plan, tried, found, good)
     except KeyboardInterrupt:
-        kept = max((one.sessions for one in found.trials if one.kind == "step" and one.kept), default=0)
-        seen = f"; {kept:,} sessions were kept for {plan.hold:g} s" if kept else ""
-        found.sessions, found.floor, found.interrupted = 0, True, True
-        found.bound, found.stopped = None, f"the search was interrupted{seen}"
+        found.interrupted = True
+        found.cut_short(plan, "the search was interrupted")
+    except ServerGone as gone:
+        if not found.trials:
+            raise
+        last = found.trials[-1]
+        found.cut_short(plan, f"the server was gone after {last.sessions:,} sessions: {gone}")
+        # Of one that went under a load it broke down at, that load is the limit.
+        found.floor = last.invalid is not None or last.step.breach is None
     return found
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.capacity import Plan, Trial, least_hold, limited_by, rounded, search
+from loadtest.capacity import Plan, ServerGone, Trial, least_hold, limited_by, rounded, search
 from loadtest.run import Step
 
 PLAN = Plan(start=1_000, maximum=20_000, growth=1.5, resolution=0.08, hold=120, long_hold=900, storm=180)
@@ -98,6 +98,40 @@ def test_a_search_that_is_interrupted_gives_back_what_it_has():
 
     assert (found.interrupted, found.confirmed, found.sessions, loads(found)) == (True, False, 0, [1_000, 1_500])
     assert found.stopped == "the search was interrupted; 1,500 sessions were kept for 120 s"
+
+
+def dies(run, beyond):
+    """The same, but after the first load above so many it is gone."""
+    tried: list[int] = []
+
+    def until(sessions, seconds, kind):
+        if any(one > beyond for one in tried):
+            raise ServerGone("it is down")
+        tried.append(sessions)
+        return run(sessions, seconds, kind)
+
+    return until
+
+
+@pytest.mark.parametrize(("holds", "no_verdict"), [(2_000, False), (10**6, True)])
+def test_a_server_that_dies_ends_the_search(holds, no_verdict):
+    """Where the last load had broken the SLO that is what it died of; else nobody knows."""
+    found = search(PLAN, dies(server(holds), 2_000))
+
+    assert (found.confirmed, found.sessions, found.open) == (False, 0, no_verdict)
+    kept = "1,500" if holds == 2_000 else "2,200"
+    assert found.stopped == (
+        f"the server was gone after 2,200 sessions: it is down; {kept} sessions were kept for 120 s"
+    )
+    assert loads(found) == [1_000, 1_500, 2_200]
+
+
+def test_a_server_that_was_never_there_is_a_mistake():
+    def gone(*_):
+        raise ServerGone("it is down")
+
+    with pytest.raises(ServerGone, match="it is down"):
+        search(PLAN, gone)
 
 
 def test_what_is_not_held_long_is_tried_with_less():

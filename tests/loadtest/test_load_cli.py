@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from loadtest import cli, launch, preflight, slo, verdict
 from loadtest.embedded import Embedded, EmbeddedError
+from loadtest.launch import LaunchError
 from loadtest.run import Phase, Run
 from loadtest.target import load
 from tests.loadtest.made_up import made_up
@@ -379,6 +380,23 @@ class TestCapacity:
         assert ["fatal", "There is no verdict: the search was interrupted; 1,500 sessions were kept for 4 s."] in data[
             "validity"
         ]
+
+    def test_a_server_that_dies_leaves_a_report(self, run):
+        def change(job, _):
+            if job.sessions > 1_500:
+                raise LaunchError("steady did not run (exit code 2): the target is down")
+
+        done, _, data = run(10**6, change=change)
+
+        assert done.exit_code == 2, done.output
+        said = "the server was gone after 1,500 sessions: steady did not run (exit code 2): the target is down"
+        assert data["verdict"].startswith(f"No load was confirmed: {said}; 1,500 sessions were kept for 4 s")
+        assert [step["sessions"] for step in data["steps"]] == [1_000, 1_500]
+
+    @pytest.mark.parametrize("option", ["--long-hold", "--storm", "--lease"])
+    def test_times_are_of_a_second_or_more(self, option):
+        done = CliRunner().invoke(cli.main, ["capacity", "--target", "none.toml", option, "0.5"])
+        assert done.exit_code == 2 and f"Invalid value for '{option}'" in done.output
 
     def test_where_no_long_hold_is_to_be_believed_there_is_no_verdict(self, run):
         def change(job, run):
