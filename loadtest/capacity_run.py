@@ -10,9 +10,6 @@ from loadtest.capacity import Found, Kind, Trial, limited_by
 from loadtest.launch import LaunchError
 from loadtest.run import Run
 
-BACK = 95.0
-"""% of the sessions that have to be back at the end of a storm."""
-
 
 def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
     """What a run says of its load. Its step is named after what was asked for, not after the most there were."""
@@ -22,8 +19,6 @@ def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
     seen, asked = f"t {step.sessions:,} sessions", f"t {sessions:,} sessions"
     run.validity = [(level, text.replace(seen, asked, 1)) for level, text in run.validity]
     step.sessions, step.kind = sessions, kind
-    if kind == "storm" and not step.breach and (back := launch.back(run)) < BACK:
-        step.breach = f"only {back:.0f} % of the sessions were back at the end of the storm"
     if kind == "storm":
         # No latency is asked of it; and that thousands of actions are due at one moment is what it is.
         late = {text for _, text in validity.generator_late(step)}

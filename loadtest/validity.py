@@ -13,7 +13,8 @@ not judged.
   meanwhile: `listen_overflows`, `listen_drops`, `tcp_timeouts`, `swapped_pages`.
 - `Step.errors`: failures by metric and cause. `Run.faults`: what the load test found wrong with itself.
 - `Step.resources`: `generator_cpu_percent`, of one core, of the busiest process of the generator.
-- `Run.workload["seconds"]`: how long it was to take. `Run.harness["workers"]`: `{"wanted": n, "connected": n}` of each.
+- `Run.workload["seconds"]`: how long it was to take. `Run.workload["storm"]`: there where a storm was to come.
+  `Run.harness["workers"]`: `{"wanted": n, "connected": n}` of each.
 - `Run.machine`: `cores` and `load_before`, the load average of the last minute before the run.
 """
 
@@ -28,6 +29,8 @@ Finding = tuple[str, str]
 """`(level, sentence)`, level `fatal` or `warning`."""
 
 LAG = "generator lag"
+STORM = "storm"
+"""The scenario in which all connections are lost, and how its phases begin in which they are."""
 _KERNEL = {
     "listen_overflows": "connections were refused by a full accept queue",
     "listen_drops": "connection requests were dropped by the kernel",
@@ -206,6 +209,12 @@ def nothing_due(run: Run) -> Iterator[Finding]:
         yield level, "No change of status was due to any watcher: of notices nothing is known."
 
 
+def no_storm(run: Run) -> Iterator[Finding]:
+    """A storm that never came was not survived."""
+    if STORM in run.workload and not any(phase.name.startswith(STORM) for phase in run.phases):
+        yield "fatal", "The run ended before its storm had begun."
+
+
 def took_longer(run: Run) -> Iterator[Finding]:
     """A run that took half as long again as configured did not keep its schedule."""
     configured = run.workload.get("seconds")
@@ -232,6 +241,7 @@ _RUN_RULES: list[Callable[[Run], Iterator[Finding]]] = [
     nothing_measured,
     faults,
     nothing_due,
+    no_storm,
     took_longer,
     generator_wall,
     busy_machine,

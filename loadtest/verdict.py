@@ -14,6 +14,9 @@ from loadtest.run import Run, Step
 HOSTILE = "HOSTILE"
 """How the names of the metrics of hostile clients begin."""
 
+BACK = 95
+"""% of the sessions that have to be back at the end of a storm."""
+
 ASKED = re.compile(r"(REST|PUSH) .*|STOMP watch")
 """The metrics of which failures are the server's; that it takes no connections is judged by the sessions it holds."""
 
@@ -36,8 +39,8 @@ def judge(run: Run, text: str) -> None:
 def refusals(step: Step) -> Iterator[str]:
     """What the server did not do, whatever the SLO says: hold the sessions, answer them, keep out what is to stay out.
 
-    Of `Step.counts` it reads, beside those of `validity`, `prevented` (heartbeats that could not be sent), and
-    `receipts` and `receipts_unanswered` (of heartbeats).
+    Of `Step.counts` it reads, beside those of `validity`, `prevented` (heartbeats that could not be sent),
+    `receipts` and `receipts_unanswered` (of heartbeats), and `back_percent` (of the sessions, at the end of a storm).
     """
     connected, wanted = step.counts.get("connected", 0), step.counts.get("wanted", 0)
     if connected < 0.99 * wanted and (step.errors or step.counts.get("planned_restarts")):
@@ -49,6 +52,8 @@ def refusals(step: Step) -> Iterator[str]:
     if unanswered > 0.01 * asked:
         # Who hangs sends no notice either, and where none is due no clause need tell of it.
         yield f"{unanswered:,} of {asked:,} heartbeats that asked for a receipt got none"
+    if (share := step.counts.get("back_percent", 100)) < BACK:
+        yield f"only {share} % of the sessions were back at the end of the storm"
     for name, count in step.errors.items():
         if name.startswith(HOSTILE):
             yield f"hostile input was not kept out: {name} ({count:,})"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -213,7 +215,22 @@ def test_who_is_back_after_a_storm():
     assert launch.back(run) == 99
     run.series["sessions"][4:6] = [(29.5, 40), (31.5, 40)]
     assert launch.back(run) == 40
-    assert launch.back(one_step()) == 100
+    assert launch.back(one_step()) is None
+
+
+@pytest.mark.parametrize(("returned", "code"), [(95, 0), (94.9, 1)])
+def test_a_storm_is_judged_by_who_is_back_after_it(returned, code):
+    run = one_step()
+    run.phases = [Phase("hold before the storm", 0, 10), Phase("storm", 10, 20), Phase("hold", 20, 30)]
+    run.series["sessions"] = [(9, 100), (11, 0), (19, returned), (29, 100)]
+    sampler: Any = SimpleNamespace(series=lambda _: {}, groups=[SimpleNamespace(changed=0)])
+    launch._add(run, job(scenario="storm"), sampler, {}, {})
+    verdict.judge(run, "lost=0")
+
+    assert verdict.exit_code(run) == code
+    assert run.steps[0].breach == ("only 94 % of the sessions were back at the end of the storm" if code else None)
+    verdict.judge(joined := launch.joined("two", [one_step(), run]), "lost=0")
+    assert joined.steps[1].breach == run.steps[0].breach, "among others as well"
 
 
 def test_a_run_counts_its_seconds_from_the_end_of_the_ramp():

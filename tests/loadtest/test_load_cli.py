@@ -264,15 +264,9 @@ class TestCapacity:
                 )
                 run.steps[0].resources["generator_cpu_percent"] = 99.0 if job.sessions > generator else 20.0
                 if job.scenario == "storm":
-                    back = job.sessions * (0.5 if job.sessions > returns else 1)
+                    run.workload["storm"] = {}
                     run.phases = [Phase("hold before the storm", 0, 20), Phase("storm", 20, 60), Phase("hold", 60, 80)]
-                    run.series["sessions"] = [
-                        (10, job.sessions),
-                        (20, job.sessions),
-                        (21, 0),
-                        (50, back),
-                        (70, job.sessions),
-                    ]
+                    run.steps[0].counts["back_percent"] = 50 if job.sessions > returns else 100
                 change(job, run)
                 verdict.judge(run, job.slo)
                 return run
@@ -315,6 +309,16 @@ class TestCapacity:
         assert done.exit_code == 0, done.output
         assert data["verdict"].startswith("1,800 sessions")
         assert "the storm at 2,000 sessions was not kept: only 50 % of the sessions were back at the" in data["verdict"]
+
+    def test_a_storm_that_never_came_confirms_nothing(self, run):
+        def change(job, run):
+            run.phases = [phase for phase in run.phases if phase.name != "storm"]
+
+        done, _, data = run(2_000, change=change)
+
+        assert done.exit_code == 2, done.output
+        said = "the storm at 1,600 sessions was not to be believed: the run ended before its storm had begun"
+        assert data["validity"][0] == ["fatal", f"There is no verdict: {said}."]
 
     def test_a_server_that_holds_nothing_is_exit_code_1(self, run):
         done, _, data = run(0)
