@@ -122,9 +122,16 @@ def sentence(run: Run) -> str:
     seen = notices(step)
     when = "" if held(step) else " while the sessions came"
     told = f", notices within {milliseconds(seen.at(0.99))} ms at p99{when}" if seen.holds(0.99) else ""
+    return f"{step.sessions:,} sessions at {step.achieved:,.0f} actions/s{told}{_lost(step)}"
+
+
+def _lost(step: Step) -> str:
     missing = step.ledger.get("missing")
-    lost = "" if missing is None else ", none lost" if not missing else f", {missing:,} lost"
-    return f"{step.sessions:,} sessions at {step.achieved:,.0f} actions/s{told}{lost}"
+    if missing is None:
+        return ""
+    if step.ledger.get("expected") == 0:
+        return ", no notice was due"
+    return f", {missing:,} lost" if missing else ", none lost"
 
 
 def milliseconds(number: float) -> str:

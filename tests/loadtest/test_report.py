@@ -140,6 +140,11 @@ def test_the_figures_on_top_are_from_the_largest_step_that_kept_the_slo():
     assert verdict.sentence(run).endswith("41 lost")
 
 
+def test_where_no_notice_was_due_none_was_kept():
+    step = Step(sessions=10, seconds=60, ledger={"expected": 0, "missing": 0})
+    assert verdict.sentence(Run(title="t", steps=[step])) == "10 sessions at 0 actions/s, no notice was due"
+
+
 def test_a_percentile_without_samples_is_a_dash_that_says_why():
     step = Step(sessions=10, seconds=60, metrics={"PUSH online": Summary(250, 1.5, 20.25, None, None, 1234.5)})
     html = report.to_html(Run(title="t", steps=[step]))
