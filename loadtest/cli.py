@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
@@ -340,5 +339,5 @@ def _is_number(text: str, least: float) -> bool:
 def _read(path: str) -> Run:
     try:
         return Run.load(Path(path))
-    except (OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise LaunchError(f"{path} is no data of a run: {error}") from error

@@ -188,6 +188,13 @@ def test_a_breach_is_exit_code_1(tmp_path, server):
     assert not Run.load(tmp_path / "hold.json").ok
 
 
+def test_data_of_the_wrong_shape_is_a_mistake(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text('{"title": "x", "series": []}')
+    done = CliRunner().invoke(cli.main, ["report", str(path)])
+    assert done.exit_code == 2 and f"{path} is no data of a run" in done.output
+
+
 def test_the_embedded_server_ends_with_its_context():
     with Embedded(workers=2, lease=5) as running:
         processes = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
