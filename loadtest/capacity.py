@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from loadtest.run import Step
 
@@ -198,25 +198,41 @@ def rounded(sessions: float) -> int:
     return round(whole, 2 - len(str(whole))) if whole > 99 else whole
 
 
-def limited_by(step: Step, cores: int | None = None) -> str | None:
+class Limit(NamedTuple):
+    """What was full. Where that is not the server's own doing, it may hold more."""
+
+    words: str
+    of_server: bool = True
+
+
+def limited_by(step: Step, cores: int | None = None) -> Limit | None:
     """What was full in a step, by the figures read in it; None when nothing stands out.
 
     Args:
-        cores: of the machine; the server's processes together are held against all of them.
+        cores: of the machine; the server's processes together, and the generator's beside them, are held against all
+            of them.
     """
-    for name, words in (
-        ("server_busiest_cpu_percent", "the CPU of a process of the server"),
-        ("generator_cpu_percent", "the CPU of the generator"),
-    ):
-        found = step.resources.get(name)
-        if found is not None and found >= _FULL:
-            return f"{words} ({found:.0f} % of a core)"
-    whole = step.resources.get("server_cpu_percent", 0.0)
-    if cores and whole >= _FULL * cores:
-        return f"the CPU of the machine (the server used {whole:.0f} % on {cores} cores)"
-    if step.counts.get("listen_overflows", 0) > 0:
-        return f"the queue of the listening socket ({step.counts['listen_overflows']:,} overflows)"
-    return None
+    busiest, generator = (step.resources.get(f"{name}_cpu_percent", 0.0) for name in ("server_busiest", "generator"))
+    if busiest >= _FULL:
+        return Limit(f"the CPU of a process of the server ({busiest:.0f} % of a core)")
+    if generator >= _FULL:
+        return Limit(f"the CPU of the generator ({generator:.0f} % of a core)", of_server=False)
+    return _machine_full(step, cores) or _queue_full(step)
+
+
+def _machine_full(step: Step, cores: int | None) -> Limit | None:
+    """The server's CPU is known only where it is on the same machine: then both share its cores."""
+    server = step.resources.get("server_cpu_percent")
+    generator = step.resources.get("generator_all_cpu_percent", step.resources.get("generator_cpu_percent", 0.0))
+    if not cores or server is None or server + generator < _FULL * cores:
+        return None
+    words = f"the CPU of the machine (the server used {server:.0f} %, the generator {generator:.0f} % on {cores} cores)"
+    return Limit(words, of_server=server >= _FULL * cores)
+
+
+def _queue_full(step: Step) -> Limit | None:
+    overflows = step.counts.get("listen_overflows", 0)
+    return Limit(f"the queue of the listening socket ({overflows:,} overflows)") if overflows else None
 
 
 def _lower(sentence: str) -> str:

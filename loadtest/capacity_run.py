@@ -63,8 +63,9 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
         whole.verdict = f"No load was confirmed: {found.stopped}"
     else:
         limit = limited_by(found.bound, whole.machine.get("cores")) if found.bound else None
-        bound = f", limited by {limit}" if limit else ""
-        floor = " (a floor: the server may hold more)" if found.floor else ""
+        bound = f", limited by {limit.words}" if limit else ""
+        is_floor = found.floor or (limit is not None and not limit.of_server)
+        floor = " (a floor: the server may hold more)" if is_floor else ""
         # Of the long hold: in a storm there may be more at a time, and no latency is asked of it.
         best = verdict.sentence(replace(whole, steps=[found.winner]))
         whole.verdict = f"{best}{bound}{floor}; {found.stopped}"

@@ -177,16 +177,21 @@ def test_loads_are_round_numbers():
 
 
 def test_says_what_was_full():
-    def step(**resources):
-        return Step(sessions=1, seconds=1, resources=resources)
+    def full(cores=None, overflows=0, **used):
+        resources = {f"{name}_cpu_percent": value for name, value in used.items()}
+        step = Step(sessions=1, seconds=1, resources=resources, counts={"listen_overflows": overflows})
+        return limited_by(step, cores)
 
-    assert limited_by(step(server_cpu_percent=60, server_busiest_cpu_percent=97)) == (
-        "the CPU of a process of the server (97 % of a core)"
+    assert full(server=60, server_busiest=97, generator=90) == (
+        "the CPU of a process of the server (97 % of a core)",
+        True,
     )
-    several = step(server_cpu_percent=172, server_busiest_cpu_percent=66)
-    assert limited_by(several) is None and limited_by(several, cores=4) is None
-    assert limited_by(several, cores=2) == "the CPU of the machine (the server used 172 % on 2 cores)"
-    assert "generator" in (limited_by(step(server_cpu_percent=10, generator_cpu_percent=96)) or "")
-    overflowing = step(server_cpu_percent=10)
-    overflowing.counts["listen_overflows"] = 12
-    assert "listening socket (12 overflows)" in (limited_by(overflowing) or "")
+    assert full(server=10, generator=86) == ("the CPU of the generator (86 % of a core)", False)
+    assert full(server=172, server_busiest=66) is None and full(4, server=172, server_busiest=66) is None
+    whole = "the CPU of the machine (the server used {} %, the generator {} % on 2 cores)"
+    assert full(2, server=172, server_busiest=66, generator=20) == (whole.format(172, 20), True)
+    assert full(2, server=130, server_busiest=66, generator=45) == (whole.format(130, 45), False)
+    assert full(2, server=90, generator=41, generator_all=80) == (whole.format(90, 80), False)
+    assert full(2, server=130, generator=20) is None
+    assert full(2, generator=80, generator_all=180) is None, "a server elsewhere shares no core"
+    assert full(server=10, overflows=12) == ("the queue of the listening socket (12 overflows)", True)

@@ -358,7 +358,17 @@ class TestCapacity:
             }
 
         _, _, data = run(2_000, change=change)
-        assert ", limited by the CPU of the machine (the server used 352 % on 4 cores); at 2,100" in data["verdict"]
+        assert (
+            ", limited by the CPU of the machine (the server used 352 %, the generator 20 % on 4 cores); at 2,100"
+            in (data["verdict"])
+        )
+
+    def test_a_breach_beside_a_full_generator_is_a_floor(self, run):
+        def change(job, run):
+            run.steps[0].resources["generator_cpu_percent"] = 90
+
+        _, _, data = run(2_000, change=change)
+        assert "limited by the CPU of the generator (90 % of a core) (a floor: the server may" in data["verdict"]
 
     def test_beyond_the_winner_nothing_makes_it_invalid(self, run):
         """Neither a storm in which much was not made, nor a run of which the load test says that it went wrong."""
