@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from loadtest.run import Step
 
@@ -71,10 +71,22 @@ class Found:
     trials: list[Trial] = field(default_factory=list)
 
     @property
+    def open(self) -> bool:
+        """Whether nothing is known of the server: no load was confirmed, and no breach is why."""
+        return self.floor and not self.confirmed
+
+    @property
     def winner(self) -> Step | None:
         """The step that the capacity was held in, for long."""
         held = (one.step for one in self.trials if one.kind == "long hold" and one.sessions == self.sessions)
         return next(held, None) if self.confirmed else None
+
+    def cut_short(self, plan: Plan, why: str) -> None:
+        """Take it that the search ended before its time: nothing is confirmed."""
+        kept = max((one.sessions for one in self.trials if one.kind == "step" and one.kept), default=0)
+        seen = f"; {kept:,} sessions were kept for {plan.hold:g} s" if kept else ""
+        self.sessions, self.floor = 0, True
+        self.bound, self.stopped = None, f"{why}{seen}"
 
     def bounded(self, by: Trial) -> None:
         """Take it that a trial which was not kept is what keeps the capacity from being more."""
@@ -88,7 +100,11 @@ class Found:
 
 
 RunStep = Callable[[int, float, Kind], Trial]
-"""Runs so many sessions for so many s."""
+"""Runs so many sessions for so many s; raises `ServerGone` where it could not begin."""
+
+
+class ServerGone(Exception):
+    """A load could not be run: one line that says why."""
 
 
 def least_hold(lease: float, beat: float) -> float:
@@ -97,7 +113,13 @@ def least_hold(lease: float, beat: float) -> float:
 
 
 def search(plan: Plan, run: RunStep) -> Found:
-    """Find the greatest load that keeps the SLO. Ctrl-C ends the search: what was found till then is given back."""
+    """Find the greatest load that keeps the SLO.
+
+    Ctrl-C ends the search, and so does a server that is gone: what was found till then is given back.
+
+    Raises:
+        ServerGone: the first load could not be run.
+    """
     found = Found()
 
     def tried(sessions: int, seconds: float, kind: Kind) -> Trial:
@@ -114,10 +136,15 @@ def search(plan: Plan, run: RunStep) -> Found:
             found.bounded(bad)
         _confirm(plan, tried, found, good)
     except KeyboardInterrupt:
-        kept = max((one.sessions for one in found.trials if one.kind == "step" and one.kept), default=0)
-        seen = f"; {kept:,} sessions were kept for {plan.hold:g} s" if kept else ""
-        found.sessions, found.interrupted = 0, True
-        found.bound, found.stopped = None, f"the search was interrupted{seen}"
+        found.interrupted = True
+        found.cut_short(plan, "the search was interrupted")
+    except ServerGone as gone:
+        if not found.trials:
+            raise
+        last = found.trials[-1]
+        found.cut_short(plan, f"the server was gone after {last.sessions:,} sessions: {gone}")
+        # Of one that went under a load it broke down at, that load is the limit.
+        found.floor = last.invalid is not None or last.step.breach is None
     return found
 
 
@@ -171,25 +198,41 @@ def rounded(sessions: float) -> int:
     return round(whole, 2 - len(str(whole))) if whole > 99 else whole
 
 
-def limited_by(step: Step, cores: int | None = None) -> str | None:
+class Limit(NamedTuple):
+    """What was full. Where that is not the server's own doing, it may hold more."""
+
+    words: str
+    of_server: bool = True
+
+
+def limited_by(step: Step, cores: int | None = None) -> Limit | None:
     """What was full in a step, by the figures read in it; None when nothing stands out.
 
     Args:
-        cores: of the machine; the server's processes together are held against all of them.
+        cores: of the machine; the server's processes together, and the generator's beside them, are held against all
+            of them.
     """
-    for name, words in (
-        ("server_busiest_cpu_percent", "the CPU of a process of the server"),
-        ("generator_cpu_percent", "the CPU of the generator"),
-    ):
-        found = step.resources.get(name)
-        if found is not None and found >= _FULL:
-            return f"{words} ({found:.0f} % of a core)"
-    whole = step.resources.get("server_cpu_percent", 0.0)
-    if cores and whole >= _FULL * cores:
-        return f"the CPU of the machine (the server used {whole:.0f} % on {cores} cores)"
-    if step.counts.get("listen_overflows", 0) > 0:
-        return f"the queue of the listening socket ({step.counts['listen_overflows']:,} overflows)"
-    return None
+    busiest, generator = (step.resources.get(f"{name}_cpu_percent", 0.0) for name in ("server_busiest", "generator"))
+    if busiest >= _FULL:
+        return Limit(f"the CPU of a process of the server ({busiest:.0f} % of a core)")
+    if generator >= _FULL:
+        return Limit(f"the CPU of the generator ({generator:.0f} % of a core)", of_server=False)
+    return _machine_full(step, cores) or _queue_full(step)
+
+
+def _machine_full(step: Step, cores: int | None) -> Limit | None:
+    """The server's CPU is known only where it is on the same machine: then both share its cores."""
+    server = step.resources.get("server_cpu_percent")
+    generator = step.resources.get("generator_all_cpu_percent", step.resources.get("generator_cpu_percent", 0.0))
+    if not cores or server is None or server + generator < _FULL * cores:
+        return None
+    words = f"the CPU of the machine (the server used {server:.0f} %, the generator {generator:.0f} % on {cores} cores)"
+    return Limit(words, of_server=server >= _FULL * cores)
+
+
+def _queue_full(step: Step) -> Limit | None:
+    overflows = step.counts.get("listen_overflows", 0)
+    return Limit(f"the queue of the listening socket ({overflows:,} overflows)") if overflows else None
 
 
 def _lower(sentence: str) -> str:

@@ -10,9 +10,6 @@ from loadtest.capacity import Found, Kind, Trial, limited_by
 from loadtest.launch import LaunchError
 from loadtest.run import Run
 
-BACK = 95.0
-"""% of the sessions that have to be back at the end of a storm."""
-
 
 def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
     """What a run says of its load. Its step is named after what was asked for, not after the most there were."""
@@ -22,15 +19,13 @@ def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
     seen, asked = f"t {step.sessions:,} sessions", f"t {sessions:,} sessions"
     run.validity = [(level, text.replace(seen, asked, 1)) for level, text in run.validity]
     step.sessions, step.kind = sessions, kind
-    if kind == "storm" and not step.breach and (back := launch.back(run)) < BACK:
-        step.breach = f"only {back:.0f} % of the sessions were back at the end of the storm"
     if kind == "storm":
         # No latency is asked of it; and that thousands of actions are due at one moment is what it is.
         late = {text for _, text in validity.generator_late(step)}
         run.validity = [(level, text) for level, text in run.validity if text.partition(": ")[2] not in late]
     if step.breach:
-        at_fault = verdict.generator_at_fault(step, may_be_late=kind == "storm")
-        return Trial(sessions, kind, step, at_fault or next(iter(run.faults), None))
+        other_cause = verdict.other_cause(step, may_be_late=kind == "storm")
+        return Trial(sessions, kind, step, other_cause or next(iter(run.faults), None))
     fatal = [text for level, text in run.validity if level == "fatal"]
     return Trial(sessions, kind, step, fatal[0].removeprefix(f"at {sessions:,} sessions: ") if fatal else None)
 
@@ -48,10 +43,10 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
     whole.verdict, whole.slo = "", slo
     whole.steps = [trial.step for _, trial in used]
     for step in whole.steps:
-        if step.sessions > found.sessions and not step.breach and not found.interrupted:
+        if step.sessions > found.sessions and not step.breach and not found.open:
             step.breach = f"kept for a while, but {found.stopped}"
     held = [step for step in whole.steps if step.kind != "storm"]
-    findings = [("fatal", "The search was interrupted.")] if found.interrupted else []
+    findings = [("fatal", f"There is no verdict: {found.stopped}.")] if found.open else []
     findings += verdict.findings(replace(whole, steps=held))
     for run, trial in used:
         if trial.kind == "storm":
@@ -68,8 +63,9 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
         whole.verdict = f"No load was confirmed: {found.stopped}"
     else:
         limit = limited_by(found.bound, whole.machine.get("cores")) if found.bound else None
-        bound = f", limited by {limit}" if limit else ""
-        floor = " (a floor: the server may hold more)" if found.floor else ""
+        bound = f", limited by {limit.words}" if limit else ""
+        is_floor = found.floor or (limit is not None and not limit.of_server)
+        floor = " (a floor: the server may hold more)" if is_floor else ""
         # Of the long hold: in a storm there may be more at a time, and no latency is asked of it.
         best = verdict.sentence(replace(whole, steps=[found.winner]))
         whole.verdict = f"{best}{bound}{floor}; {found.stopped}"

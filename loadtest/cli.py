@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
@@ -19,7 +18,7 @@ from click.core import ParameterSource
 from loadtest import capacity as search
 from loadtest import floor as null_server
 from loadtest import launch, preflight, report, slo, verdict
-from loadtest.capacity import Kind, Plan, Trial
+from loadtest.capacity import Kind, Plan, ServerGone, Trial
 from loadtest.capacity_run import made_of, trial_of
 from loadtest.embedded import Embedded, EmbeddedError
 from loadtest.launch import Job, LaunchError
@@ -40,7 +39,7 @@ _NUMBERS = {"connect-rate": 0.1, "late": 0.0}
 
 _INTERRUPTED = 128 + signal.SIGINT
 
-_MISTAKES = (TargetError, PreflightError, EmbeddedError, LaunchError, SloError)
+_MISTAKES = (TargetError, PreflightError, EmbeddedError, LaunchError, ServerGone, SloError)
 
 
 class _Group(click.Group):
@@ -73,7 +72,9 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--slo", "text", default=slo.DEFAULT, show_default=True, help="What must hold."),
         click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64), help="Of the generator."),
         click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Of the server here."),
-        click.option("--lease", default=60.0, show_default=True, help="Of the server started here, s."),
+        click.option(
+            "--lease", default=60.0, show_default=True, type=click.FloatRange(1), help="Of the server started here, s."
+        ),
         click.option("--period", type=click.FloatRange(0.05), help="Between heartbeats, s; none: half a lease."),
         click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="Of the scenario."),
         click.option("--folder", default="load-reports", show_default=True, type=click.Path(file_okay=False)),
@@ -114,8 +115,12 @@ def run(scenarios: Sequence[str], sessions: int, seconds: float, **common: Any) 
 @click.option("--max", "most", type=click.IntRange(1), help="Sessions at most; none: 20,000, or what nofile allows.")
 @click.option("--growth", default=1.5, show_default=True, type=click.FloatRange(1.01), help="From step to step.")
 @click.option("--hold", type=click.FloatRange(1), help="Of a step, s; none: a lease and two heartbeat periods.")
-@click.option("--long-hold", default=900.0, show_default=True, help="For the confirmation, s.")
-@click.option("--storm", default=180.0, show_default=True, help="Of the storm that follows, s.")
+@click.option(
+    "--long-hold", default=900.0, show_default=True, type=click.FloatRange(1), help="For the confirmation, s."
+)
+@click.option(
+    "--storm", default=180.0, show_default=True, type=click.FloatRange(1), help="Of the storm that follows, s."
+)
 @_common
 def capacity(
     start: int, most: int | None, growth: float, hold: float | None, long_hold: float, storm: float, **common: Any
@@ -138,8 +143,11 @@ def capacity(
             if kind == "storm":
                 # All come at once: that each is told of within so many ms is not asked, but that none is forgotten.
                 job = replace(job, slo=slo.without_latencies(ready.slo))
-            made = ready.run(replace(job, name=name))
-            trial = trial_of(sessions, kind, made)
+            try:
+                made = ready.run(replace(job, name=name))
+                trial = trial_of(sessions, kind, made)
+            except LaunchError as error:
+                raise ServerGone(error) from error
             runs.append(made)
             click.echo(f"  {'kept' if trial.kept else trial.why}")
             return trial
@@ -331,5 +339,5 @@ def _is_number(text: str, least: float) -> bool:
 def _read(path: str) -> Run:
     try:
         return Run.load(Path(path))
-    except (OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise LaunchError(f"{path} is no data of a run: {error}") from error

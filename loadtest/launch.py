@@ -23,6 +23,7 @@ from loadtest.run import Phase, Run
 from loadtest.sampling import Processes, Sampler
 from loadtest.target import TARGET, Target
 from loadtest.total import DRAIN, RAMP
+from loadtest.validity import STORM
 from loadtest.verdict import judge
 from loadtest.workload import RISING
 
@@ -176,18 +177,18 @@ def server_processes(target: Target) -> Callable[[], list[int]]:
     return lambda: [pid for one in target.instances for pid in sampling.listeners(one.host, one.port)]
 
 
-def back(run: Run) -> float:
-    """The least share of the sessions, in %, that were there again at the end of a storm; 100 where there was none."""
+def back(run: Run) -> float | None:
+    """The least share of the sessions, in %, that were there again at the end of a storm; None where there was none."""
     held = run.series.get("sessions", [])
-    shares = [100.0]
+    shares = []
     for phase in run.phases:
-        if phase.name.startswith("storm"):
+        if phase.name.startswith(STORM):
             before = [value for t, value in held if t < phase.start]
             # One point a second: the phase may end, all being back, before the next one.
             after = [value for t, value in held if t <= phase.end + 2]
             if before and before[-1]:
                 shares.append(100 * after[-1] / before[-1])
-    return min(shares)
+    return min(shares, default=None)
 
 
 def _add(run: Run, job: Job, sampler: Sampler, machine: dict[str, object], limits: dict[str, object]) -> None:
@@ -213,6 +214,8 @@ def _add(run: Run, job: Job, sampler: Sampler, machine: dict[str, object], limit
         if files:
             step.resources["open_files"] = max(files)
         step.counts.setdefault("server_restarts", sampler.groups[0].changed)
+        if (share := back(run)) is not None:
+            step.counts["back_percent"] = int(share)
 
 
 def windows(run: Run) -> list[tuple[float, float]]:

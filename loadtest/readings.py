@@ -70,6 +70,11 @@ def recorded(step: Step, *names: str) -> Distribution:
     return held if held.total else decode(step.ramp[name] for name in names if name in step.ramp)
 
 
+def successes(step: Step, name: str) -> int:
+    """How often a metric was recorded, in the ramp and since."""
+    return decode(of[name] for of in (step.ramp, step.histograms) if name in of).total
+
+
 def notices(step: Step) -> Distribution:
     """Time to notice, of all notices of a step that no loss or expiry preceded."""
     return recorded(step, *NOTICES)

@@ -5,7 +5,8 @@ A clause is `NAME OPERATOR VALUE`, with `<`, `<=` or `=`:
 - `p50`, `p99`, `p99.9`, `max` in `ms` or `s`: time to notice, of the notices of connects and disconnects;
   with a metric before it (`STOMP CONNECTED p99<1s`) the latency of that. Of what was recorded since the ramp; where
   nothing was (all stay, once they are there), in it;
-- `lost`, `late`, `duplicated`, `out-of-order`, `unexpected`, `contradicted`: counts, or with `%` a share of those due;
+- `lost`, `late`, `duplicated`, `out-of-order`, `unexpected`, `contradicted`, `cancelled`: counts, or with `%` a share
+  of those due;
 - `false-offline`, `ghost`: seconds for which users were shown offline while online, or online while offline, summed
   over all who watch. Not while a notice of a connect was on its way, in time: percentiles judge that.
 """
@@ -28,8 +29,12 @@ COUNTS = {
     "out-of-order": ("out_of_order", "notices came out of order"),
     "unexpected": ("unexpected", "notices were never true"),
     "contradicted": ("contradicted", "answers of REST were never true"),
+    "cancelled": ("cancelled", "notices were undone before they were told"),
 }
 """By name: the count of the ledger, and how a sentence says it."""
+
+_TELLING = {"lost": "no notice was due", "contradicted": "no answer of REST was compared with the truth"}
+"""Counts of which 0 says nothing where there was nothing to count, and how a sentence says that."""
 
 TIMES = {"false-offline": ("false_offline_seconds", "false-offline"), "ghost": ("ghost_seconds", "ghost")}
 """By name: the seconds of the ledger, and how a sentence says it."""
@@ -165,11 +170,11 @@ def _ledger(clause: Clause, step: Step) -> Check:
         found = round(found, 3)  # a sum of many floats
         return Check(clause, clause.allows(found), f"{found:,.1f} s {words}, {clause.allowed}")
     of = step.ledger.get("checked" if clause.name == "contradicted" else "expected", 0)
+    if not of and (clause.name in _TELLING or clause.unit == " %"):
+        return Check(clause, None, f"{clause.name} cannot be told: {_TELLING.get(clause.name, _TELLING['lost'])}")
     if clause.unit == " %":
-        share = 100 * found / of if of else 0.0
+        share = 100 * found / of
         return Check(clause, clause.allows(share), f"{share:.3g} % ({found:,} of {of:,}) {words}, {clause.allowed}")
-    if clause.name == "lost" and not of:
-        return Check(clause, None, "lost cannot be told: no notice was due")
     return Check(clause, clause.allows(found), f"{found:,} {words}, {clause.allowed}")
 
 

@@ -8,12 +8,13 @@ not judged.
 
 - `Step.counts`: `asked` (sessions that the run was to come to), `wanted` and `connected` (sessions that were to be
   there at the end of the step, and that were), `connects` and `connect_failures` (attempts), `watches_unconfirmed`,
-  `receipts` and `receipts_unanswered` (of heartbeats), `harness_errors` (its own code raised), `address_errors`
+  `harness_errors` (its own code raised), `address_errors`
   (EMFILE, EADDRNOTAVAIL), `negative_latencies`, `server_restarts` and `planned_restarts`, and what the kernel counted
   meanwhile: `listen_overflows`, `listen_drops`, `tcp_timeouts`, `swapped_pages`.
 - `Step.errors`: failures by metric and cause. `Run.faults`: what the load test found wrong with itself.
 - `Step.resources`: `generator_cpu_percent`, of one core, of the busiest process of the generator.
-- `Run.workload["seconds"]`: how long it was to take. `Run.harness["workers"]`: `{"wanted": n, "connected": n}` of each.
+- `Run.workload["seconds"]`: how long it was to take. `Run.workload["storm"]`: there where a storm was to come.
+  `Run.harness["workers"]`: `{"wanted": n, "connected": n}` of each.
 - `Run.machine`: `cores` and `load_before`, the load average of the last minute before the run.
 """
 
@@ -28,6 +29,8 @@ Finding = tuple[str, str]
 """`(level, sentence)`, level `fatal` or `warning`."""
 
 LAG = "generator lag"
+STORM = "storm"
+"""The scenario in which all connections are lost, and how its phases begin in which they are."""
 _KERNEL = {
     "listen_overflows": "connections were refused by a full accept queue",
     "listen_drops": "connection requests were dropped by the kernel",
@@ -79,9 +82,6 @@ def silent_clients(step: Step) -> Iterator[Finding]:
     unconfirmed = step.counts.get("watches_unconfirmed", 0)
     if unconfirmed > 0.01 * step.counts.get("connects", 0):
         yield "fatal", f"{unconfirmed:,} clients failed silently: what they watch was never confirmed."
-    unanswered, asked = step.counts.get("receipts_unanswered", 0), step.counts.get("receipts", 0)
-    if unanswered > 0.01 * asked:
-        yield "warning", f"{unanswered:,} of {asked:,} heartbeats that asked for a receipt got none."
 
 
 def own_errors(step: Step) -> Iterator[Finding]:
@@ -132,7 +132,12 @@ def generator_late(step: Step) -> Iterator[Finding]:
         return
     quoted = {name: summary.p99 for name, summary in step.metrics.items() if name != LAG and summary.p99}
     name, least = min(quoted.items(), key=lambda item: item[1], default=("", float("inf")))
-    if lag.p99 > 5 and lag.p99 > 0.5 * least:
+    if lag.p99 > 5 and not quoted:
+        yield (
+            "fatal",
+            f"the generator was late: its lag was {lag.p99:.1f} ms at p99, and there is no latency to compare.",
+        )
+    elif lag.p99 > 5 and lag.p99 > 0.5 * least:
         yield "fatal", f"the generator was late: its lag of {lag.p99:.1f} ms is most of {name} ({least:.1f} ms at p99)."
     elif lag.p99 > 5:
         yield "warning", f"the generator's lag was {lag.p99:.1f} ms at p99."
@@ -204,6 +209,12 @@ def nothing_due(run: Run) -> Iterator[Finding]:
         yield level, "No change of status was due to any watcher: of notices nothing is known."
 
 
+def no_storm(run: Run) -> Iterator[Finding]:
+    """A storm that never came was not survived."""
+    if STORM in run.workload and not any(phase.name.startswith(STORM) for phase in run.phases):
+        yield "fatal", "The run ended before its storm had begun."
+
+
 def took_longer(run: Run) -> Iterator[Finding]:
     """A run that took half as long again as configured did not keep its schedule."""
     configured = run.workload.get("seconds")
@@ -230,6 +241,7 @@ _RUN_RULES: list[Callable[[Run], Iterator[Finding]]] = [
     nothing_measured,
     faults,
     nothing_due,
+    no_storm,
     took_longer,
     generator_wall,
     busy_machine,

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from loadtest import slo, validity
-from loadtest.readings import best, held, notices
+from loadtest.readings import best, held, notices, successes
 from loadtest.run import Run, Step
 
 HOSTILE = "HOSTILE"
 """How the names of the metrics of hostile clients begin."""
+
+BACK = 95
+"""% of the sessions that have to be back at the end of a storm."""
+
+ASKED = re.compile(r"(REST|PUSH) .*|STOMP watch")
+"""The metrics of which failures are the server's; that it takes no connections is judged by the sessions it holds."""
 
 
 def judge(run: Run, text: str) -> None:
@@ -29,16 +37,38 @@ def judge(run: Run, text: str) -> None:
 
 
 def refusals(step: Step) -> Iterator[str]:
-    """What the server did not do, whatever the SLO says: hold the sessions, and keep out what is not to be let in."""
+    """What the server did not do, whatever the SLO says: hold the sessions, answer them, keep out what is to stay out.
+
+    Of `Step.counts` it reads, beside those of `validity`, `prevented` (heartbeats that could not be sent),
+    `receipts` and `receipts_unanswered` (of heartbeats), and `back_percent` (of the sessions, at the end of a storm).
+    """
     connected, wanted = step.counts.get("connected", 0), step.counts.get("wanted", 0)
     if connected < 0.99 * wanted and (step.errors or step.counts.get("planned_restarts")):
         yield f"only {connected:,} of {wanted:,} sessions were there at the end"
     prevented, made = step.counts.get("prevented", 0), step.achieved * step.seconds
     if prevented > 0.01 * (prevented + made):
         yield f"{prevented:,} heartbeats could not be sent, as the server had refused or closed their sessions"
+    unanswered, asked = step.counts.get("receipts_unanswered", 0), step.counts.get("receipts", 0)
+    if unanswered > 0.01 * asked:
+        # Who hangs sends no notice either, and where none is due no clause need tell of it.
+        yield f"{unanswered:,} of {asked:,} heartbeats that asked for a receipt got none"
+    if (share := step.counts.get("back_percent", 100)) < BACK:
+        yield f"only {share} % of the sessions were back at the end of the storm"
     for name, count in step.errors.items():
         if name.startswith(HOSTILE):
             yield f"hostile input was not kept out: {name} ({count:,})"
+    yield from failures(step)
+
+
+def failures(step: Step) -> Iterator[str]:
+    """What was asked closely and failed: it is in no latency, so that no clause tells of it."""
+    failed: Counter[str] = Counter()
+    for error, count in step.errors.items():
+        failed[error.rpartition(": ")[0]] += count
+    for name, count in failed.items():
+        tried = count + successes(step, name)
+        if ASKED.fullmatch(name) and count > 0.01 * tried:
+            yield f"{count:,} of {tried:,} attempts at {name} failed"
 
 
 def findings(run: Run) -> list[tuple[str, str]]:
@@ -46,7 +76,7 @@ def findings(run: Run) -> list[tuple[str, str]]:
 
     A server that is beyond its limit answers late and takes no connections: it need not be known how much beyond.
     """
-    broken = [step for step in run.steps if step.breach and generator_at_fault(step) is None]
+    broken = [step for step in run.steps if step.breach and other_cause(step) is None]
     if len(run.steps) == 1 or not broken:
         return validity.judge(run)
     found: list[tuple[str, str]] = []
@@ -57,9 +87,21 @@ def findings(run: Run) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-def generator_at_fault(step: Step, *, may_be_late: bool = False) -> str | None:
-    """Why a step says nothing of the server, though it broke the SLO: the generator may have been what broke it."""
-    rules = [validity.generator_busy, validity.out_of_addresses]
+def other_cause(step: Step, *, may_be_late: bool = False) -> str | None:
+    """Why a step says nothing of the server's limit, though it broke the SLO: something else may have been what did.
+
+    That is the generator, the load test's own faults, or somebody who restarted the server. Other rules find what a
+    server beyond its limit does, too.
+    """
+    rules = [
+        validity.generator_busy,
+        validity.out_of_addresses,
+        validity.never_begun,
+        validity.own_errors,
+        validity.before_its_time,
+        validity.books_do_not_balance,
+        validity.server_restarted,
+    ]
     if not may_be_late:
         rules.append(validity.generator_late)
     return next((text for rule in rules for level, text in rule(step) if level == "fatal"), None)
@@ -80,9 +122,16 @@ def sentence(run: Run) -> str:
     seen = notices(step)
     when = "" if held(step) else " while the sessions came"
     told = f", notices within {milliseconds(seen.at(0.99))} ms at p99{when}" if seen.holds(0.99) else ""
+    return f"{step.sessions:,} sessions at {step.achieved:,.0f} actions/s{told}{_lost(step)}"
+
+
+def _lost(step: Step) -> str:
     missing = step.ledger.get("missing")
-    lost = "" if missing is None else ", none lost" if not missing else f", {missing:,} lost"
-    return f"{step.sessions:,} sessions at {step.achieved:,.0f} actions/s{told}{lost}"
+    if missing is None:
+        return ""
+    if step.ledger.get("expected") == 0:
+        return ", no notice was due"
+    return f", {missing:,} lost" if missing else ", none lost"
 
 
 def milliseconds(number: float) -> str:

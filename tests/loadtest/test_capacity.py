@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.capacity import Plan, Trial, least_hold, limited_by, rounded, search
+from loadtest.capacity import Plan, ServerGone, Trial, least_hold, limited_by, rounded, search
 from loadtest.run import Step
 
 PLAN = Plan(start=1_000, maximum=20_000, growth=1.5, resolution=0.08, hold=120, long_hold=900, storm=180)
@@ -100,6 +100,40 @@ def test_a_search_that_is_interrupted_gives_back_what_it_has():
     assert found.stopped == "the search was interrupted; 1,500 sessions were kept for 120 s"
 
 
+def dies(run, beyond):
+    """The same, but after the first load above so many it is gone."""
+    tried: list[int] = []
+
+    def until(sessions, seconds, kind):
+        if any(one > beyond for one in tried):
+            raise ServerGone("it is down")
+        tried.append(sessions)
+        return run(sessions, seconds, kind)
+
+    return until
+
+
+@pytest.mark.parametrize(("holds", "no_verdict"), [(2_000, False), (10**6, True)])
+def test_a_server_that_dies_ends_the_search(holds, no_verdict):
+    """Where the last load had broken the SLO that is what it died of; else nobody knows."""
+    found = search(PLAN, dies(server(holds), 2_000))
+
+    assert (found.confirmed, found.sessions, found.open) == (False, 0, no_verdict)
+    kept = "1,500" if holds == 2_000 else "2,200"
+    assert found.stopped == (
+        f"the server was gone after 2,200 sessions: it is down; {kept} sessions were kept for 120 s"
+    )
+    assert loads(found) == [1_000, 1_500, 2_200]
+
+
+def test_a_server_that_was_never_there_is_a_mistake():
+    def gone(*_):
+        raise ServerGone("it is down")
+
+    with pytest.raises(ServerGone, match="it is down"):
+        search(PLAN, gone)
+
+
 def test_what_is_not_held_long_is_tried_with_less():
     found = search(PLAN, server(4_000, long=3_500))
 
@@ -143,16 +177,21 @@ def test_loads_are_round_numbers():
 
 
 def test_says_what_was_full():
-    def step(**resources):
-        return Step(sessions=1, seconds=1, resources=resources)
+    def full(cores=None, overflows=0, **used):
+        resources = {f"{name}_cpu_percent": value for name, value in used.items()}
+        step = Step(sessions=1, seconds=1, resources=resources, counts={"listen_overflows": overflows})
+        return limited_by(step, cores)
 
-    assert limited_by(step(server_cpu_percent=60, server_busiest_cpu_percent=97)) == (
-        "the CPU of a process of the server (97 % of a core)"
+    assert full(server=60, server_busiest=97, generator=90) == (
+        "the CPU of a process of the server (97 % of a core)",
+        True,
     )
-    several = step(server_cpu_percent=172, server_busiest_cpu_percent=66)
-    assert limited_by(several) is None and limited_by(several, cores=4) is None
-    assert limited_by(several, cores=2) == "the CPU of the machine (the server used 172 % on 2 cores)"
-    assert "generator" in (limited_by(step(server_cpu_percent=10, generator_cpu_percent=96)) or "")
-    overflowing = step(server_cpu_percent=10)
-    overflowing.counts["listen_overflows"] = 12
-    assert "listening socket (12 overflows)" in (limited_by(overflowing) or "")
+    assert full(server=10, generator=86) == ("the CPU of the generator (86 % of a core)", False)
+    assert full(server=172, server_busiest=66) is None and full(4, server=172, server_busiest=66) is None
+    whole = "the CPU of the machine (the server used {} %, the generator {} % on 2 cores)"
+    assert full(2, server=172, server_busiest=66, generator=20) == (whole.format(172, 20), True)
+    assert full(2, server=130, server_busiest=66, generator=45) == (whole.format(130, 45), False)
+    assert full(2, server=90, generator=41, generator_all=80) == (whole.format(90, 80), False)
+    assert full(2, server=130, generator=20) is None
+    assert full(2, generator=80, generator_all=180) is None, "a server elsewhere shares no core"
+    assert full(server=10, overflows=12) == ("the queue of the listening socket (12 overflows)", True)

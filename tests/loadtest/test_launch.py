@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -74,6 +76,47 @@ def test_a_server_that_does_not_hold_the_sessions_is_at_fault():
     )
 
 
+@pytest.mark.parametrize(("unanswered", "code"), [(10, 0), (11, 1)])
+def test_a_server_that_hangs_is_at_fault(unanswered, code):
+    """What was recorded before it hung may keep all that the SLO asks."""
+    run = one_step()
+    run.steps[0].counts = {"receipts": 1_000, "receipts_unanswered": unanswered}
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert verdict.exit_code(run) == code
+    said = "11 of 1,000 heartbeats that asked for a receipt got none"
+    assert run.steps[0].breach == (said if code else None)
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ({"REST check: ProbeError": 3, "REST check: TimeoutError": 2}, "5 of 5 attempts at REST check failed"),
+        ({"PUSH online: ProbeError": 21}, "21 of 2,021 attempts at PUSH online failed"),
+        ({"PUSH online: ProbeError": 20}, None),
+        ({"STOMP watch: ProbeError": 1}, "1 of 1 attempts at STOMP watch failed"),
+        ({"STOMP session: Closed": 9}, None),
+    ],
+)
+def test_what_always_fails_is_a_breach(errors, said):
+    """Failures are in no latency, and a probe that catches the server in a lie is one of them."""
+    run = one_step()
+    run.steps[0].errors = errors
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.steps[0].breach == said
+    assert verdict.exit_code(run) == (1 if said else 0)
+
+
+def test_failures_are_held_against_the_ramp_as_well():
+    run = one_step()
+    run.steps[0].errors = {"PUSH online: ProbeError": 30}
+    run.steps[0].ramp = dict(run.steps[0].histograms)
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.steps[0].breach is None
+
+
 def test_hostile_input_that_is_let_in_is_a_breach():
     run = one_step()
     run.steps[0].errors = {"HOSTILE bad token: ProbeError": 3}
@@ -99,9 +142,28 @@ def test_among_others_the_generator_s_fault_is_its_own():
 
 def test_a_generator_at_its_limit_is_at_fault():
     step = one_step(ms=300).steps[0]
-    assert verdict.generator_at_fault(step) is None
+    assert verdict.other_cause(step) is None
     step.resources["generator_cpu_percent"] = 99
-    assert "generator was the limit" in (verdict.generator_at_fault(step) or "")
+    assert "generator was the limit" in (verdict.other_cause(step) or "")
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"harness_errors": 1}, "the load test itself failed"),
+        ({"negative_latencies": 1}, "latencies were negative"),
+        ({"server_restarts": 1}, "the scenario did not do it"),
+        ({"asked": 100, "connects": 50}, "had begun to connect when the run ended"),
+    ],
+)
+def test_faults_that_are_not_the_server_s_are_no_limit_of_it(counts, said):
+    step = one_step(ms=300).steps[0]
+    step.counts = counts
+    assert said in (verdict.other_cause(step) or "")
+
+
+def test_books_that_do_not_balance_are_no_limit_of_the_server():
+    assert "does not balance" in (verdict.other_cause(one_step(missing=1).steps[0]) or "")
 
 
 def test_several_runs_are_one_on_one_axis_of_time():
@@ -153,7 +215,22 @@ def test_who_is_back_after_a_storm():
     assert launch.back(run) == 99
     run.series["sessions"][4:6] = [(29.5, 40), (31.5, 40)]
     assert launch.back(run) == 40
-    assert launch.back(one_step()) == 100
+    assert launch.back(one_step()) is None
+
+
+@pytest.mark.parametrize(("returned", "code"), [(95, 0), (94.9, 1)])
+def test_a_storm_is_judged_by_who_is_back_after_it(returned, code):
+    run = one_step()
+    run.phases = [Phase("hold before the storm", 0, 10), Phase("storm", 10, 20), Phase("hold", 20, 30)]
+    run.series["sessions"] = [(9, 100), (11, 0), (19, returned), (29, 100)]
+    sampler: Any = SimpleNamespace(series=lambda _: {}, groups=[SimpleNamespace(changed=0)])
+    launch._add(run, job(scenario="storm"), sampler, {}, {})
+    verdict.judge(run, "lost=0")
+
+    assert verdict.exit_code(run) == code
+    assert run.steps[0].breach == ("only 94 % of the sessions were back at the end of the storm" if code else None)
+    verdict.judge(joined := launch.joined("two", [one_step(), run]), "lost=0")
+    assert joined.steps[1].breach == run.steps[0].breach, "among others as well"
 
 
 def test_a_run_counts_its_seconds_from_the_end_of_the_ramp():

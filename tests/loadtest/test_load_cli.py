@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from loadtest import cli, launch, preflight, slo, verdict
 from loadtest.embedded import Embedded, EmbeddedError
+from loadtest.launch import LaunchError
 from loadtest.run import Phase, Run
 from loadtest.target import load
 from tests.loadtest.made_up import made_up
@@ -187,6 +188,13 @@ def test_a_breach_is_exit_code_1(tmp_path, server):
     assert not Run.load(tmp_path / "hold.json").ok
 
 
+def test_data_of_the_wrong_shape_is_a_mistake(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text('{"title": "x", "series": []}')
+    done = CliRunner().invoke(cli.main, ["report", str(path)])
+    assert done.exit_code == 2 and f"{path} is no data of a run" in done.output
+
+
 def test_the_embedded_server_ends_with_its_context():
     with Embedded(workers=2, lease=5) as running:
         processes = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
@@ -263,15 +271,9 @@ class TestCapacity:
                 )
                 run.steps[0].resources["generator_cpu_percent"] = 99.0 if job.sessions > generator else 20.0
                 if job.scenario == "storm":
-                    back = job.sessions * (0.5 if job.sessions > returns else 1)
+                    run.workload["storm"] = {}
                     run.phases = [Phase("hold before the storm", 0, 20), Phase("storm", 20, 60), Phase("hold", 60, 80)]
-                    run.series["sessions"] = [
-                        (10, job.sessions),
-                        (20, job.sessions),
-                        (21, 0),
-                        (50, back),
-                        (70, job.sessions),
-                    ]
+                    run.steps[0].counts["back_percent"] = 50 if job.sessions > returns else 100
                 change(job, run)
                 verdict.judge(run, job.slo)
                 return run
@@ -315,6 +317,16 @@ class TestCapacity:
         assert data["verdict"].startswith("1,800 sessions")
         assert "the storm at 2,000 sessions was not kept: only 50 % of the sessions were back at the" in data["verdict"]
 
+    def test_a_storm_that_never_came_confirms_nothing(self, run):
+        def change(job, run):
+            run.phases = [phase for phase in run.phases if phase.name != "storm"]
+
+        done, _, data = run(2_000, change=change)
+
+        assert done.exit_code == 2, done.output
+        said = "the storm at 1,600 sessions was not to be believed: the run ended before its storm had begun"
+        assert data["validity"][0] == ["fatal", f"There is no verdict: {said}."]
+
     def test_a_server_that_holds_nothing_is_exit_code_1(self, run):
         done, _, data = run(0)
 
@@ -346,7 +358,17 @@ class TestCapacity:
             }
 
         _, _, data = run(2_000, change=change)
-        assert ", limited by the CPU of the machine (the server used 352 % on 4 cores); at 2,100" in data["verdict"]
+        assert (
+            ", limited by the CPU of the machine (the server used 352 %, the generator 20 % on 4 cores); at 2,100"
+            in (data["verdict"])
+        )
+
+    def test_a_breach_beside_a_full_generator_is_a_floor(self, run):
+        def change(job, run):
+            run.steps[0].resources["generator_cpu_percent"] = 90
+
+        _, _, data = run(2_000, change=change)
+        assert "limited by the CPU of the generator (90 % of a core) (a floor: the server may" in data["verdict"]
 
     def test_beyond_the_winner_nothing_makes_it_invalid(self, run):
         """Neither a storm in which much was not made, nor a run of which the load test says that it went wrong."""
@@ -376,7 +398,40 @@ class TestCapacity:
             "No load was confirmed: the search was interrupted; 1,500 sessions were kept for 4 s"
         )
         assert [step["sessions"] for step in data["steps"]] == [1_000, 1_500] and not data["ok"]
-        assert ["fatal", "The search was interrupted."] in data["validity"]
+        assert ["fatal", "There is no verdict: the search was interrupted; 1,500 sessions were kept for 4 s."] in data[
+            "validity"
+        ]
+
+    def test_a_server_that_dies_leaves_a_report(self, run):
+        def change(job, _):
+            if job.sessions > 1_500:
+                raise LaunchError("steady did not run (exit code 2): the target is down")
+
+        done, _, data = run(10**6, change=change)
+
+        assert done.exit_code == 2, done.output
+        said = "the server was gone after 1,500 sessions: steady did not run (exit code 2): the target is down"
+        assert data["verdict"].startswith(f"No load was confirmed: {said}; 1,500 sessions were kept for 4 s")
+        assert [step["sessions"] for step in data["steps"]] == [1_000, 1_500]
+
+    @pytest.mark.parametrize("option", ["--long-hold", "--storm", "--lease"])
+    def test_times_are_of_a_second_or_more(self, option):
+        done = CliRunner().invoke(cli.main, ["capacity", "--target", "none.toml", option, "0.5"])
+        assert done.exit_code == 2 and f"Invalid value for '{option}'" in done.output
+
+    def test_where_no_long_hold_is_to_be_believed_there_is_no_verdict(self, run):
+        def change(job, run):
+            if job.seconds == 900:
+                run.faults.append("A worker ended.")
+
+        done, _, data = run(10**6, change=change)
+
+        assert done.exit_code == 2, done.output
+        assert not any(step["breach"] for step in data["steps"])
+        assert data["validity"][0] == [
+            "fatal",
+            "There is no verdict: the long hold at 3,200 sessions was not to be believed: a worker ended.",
+        ]
 
 
 def test_the_scenarios_are_there():

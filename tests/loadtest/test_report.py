@@ -79,8 +79,15 @@ def test_all_parts_are_there(page):
 def test_the_ledger_shows_what_it_counted(html):
     assert cells(html, "missing") == ["0", "0", "0", "0", "0", "41"]
     assert cells(html, "false-offline-seconds")[-1] == "96.4"
+    assert cells(html, "cancelled")[-2:] == ["20", "23"]
     assert ">contradicted<" not in html  # this run asked nothing over REST
     assert cells(html, "notice after loss")[0] == "60"
+
+
+def test_what_was_cancelled_is_among_the_faults(html, page):
+    """A server that tells nobody of changes that are soon undone loses nothing: that is to be seen."""
+    assert "20 notices cancelled" in page.text
+    assert re.search(r'<td class="n fault">20</td>', html)
 
 
 def test_the_page_stands_alone_and_is_small(html, page):
@@ -131,6 +138,11 @@ def test_the_figures_on_top_are_from_the_largest_step_that_kept_the_slo():
     for step in run.steps:
         step.breach = "all is lost"
     assert verdict.sentence(run).endswith("41 lost")
+
+
+def test_where_no_notice_was_due_none_was_kept():
+    step = Step(sessions=10, seconds=60, ledger={"expected": 0, "missing": 0})
+    assert verdict.sentence(Run(title="t", steps=[step])) == "10 sessions at 0 actions/s, no notice was due"
 
 
 def test_a_percentile_without_samples_is_a_dash_that_says_why():

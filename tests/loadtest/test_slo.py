@@ -15,6 +15,7 @@ WHOLE = {
     "duplicated": 0,
     "out_of_order": 0,
     "unexpected": 0,
+    "cancelled": 0,
     "false_offline_seconds": 0.0,
     "ghost_seconds": 3.5,
 }
@@ -86,6 +87,7 @@ def test_operators_and_units(text, kept):
         ("duplicated", "duplicated"),
         ("out-of-order", "out_of_order"),
         ("unexpected", "unexpected"),
+        ("cancelled", "cancelled"),
         ("false-offline", "false_offline_seconds"),
     ],
 )
@@ -110,6 +112,7 @@ def test_a_share_is_of_what_was_due():
         False,
         "0.1 % (4 of 4,000) notices were lost, allowed are less than 0.1 %",
     )
+    assert said("cancelled<0.1%", step(cancelled=4))[0][0] is False
 
 
 def test_the_breach_names_all_that_was_not_kept():
@@ -130,6 +133,20 @@ def test_nothing_seen_is_nothing_kept():
     nothing = Step(sessions=10, seconds=60, ledger={"expected": 0, "missing": 0})
 
     assert [one.kept for one in check(parse(DEFAULT), nothing)] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "said_of_it"),
+    [
+        ("contradicted=0", "contradicted cannot be told: no answer of REST was compared with the truth"),
+        ("contradicted<1%", "contradicted cannot be told: no answer of REST was compared with the truth"),
+        ("lost<0.1%", "lost cannot be told: no notice was due"),
+        ("late<0.1%", "late cannot be told: no notice was due"),
+    ],
+)
+def test_where_nothing_was_to_be_counted_no_count_is_kept(text, said_of_it):
+    assert said(text, step(expected=0, checked=0, contradicted=0)) == [(None, said_of_it)]
+    assert said(text, step(checked=10, contradicted=0))[0][0] is True
 
 
 @pytest.mark.parametrize(
