@@ -171,10 +171,9 @@ class FleetUser(User):
 
     def come_back(self, sessions: Iterable[Session], within: float = 0.0) -> None:
         """They connect again, at random moments within so many seconds from now."""
-        now = self.crowd.engine.now()
-        for session in sessions:
-            when = now + self.dice.uniform(0.0, within)
-            self.crowd.engine.at(when, self.crowd.connect, session, when)
+        moments = ((self.dice.uniform(0.0, within), session.number) for session in sessions)
+        actions = (workload.Action(at, "connect", number) for at, number in sorted(moments))
+        self.crowd.follow(actions, self.crowd.engine.now())
 
     def flip(self, session: Session, times: float = math.inf) -> None:
         """The user signs off and on in turn, `--every` seconds apart."""
@@ -254,7 +253,7 @@ class FleetUser(User):
                 self._script.kill()
 
     def take(self) -> tuple[LedgerResult, Counter[str]]:
-        counts = self.crowd.counts.copy()
+        counts = self.crowd.tally()
         counts["engine errors"] = self.crowd.engine.errors
         new, self._told = counts - self._told, counts
         self._note_lag()
@@ -262,7 +261,7 @@ class FleetUser(User):
         return self.ledger.take(self.crowd.engine.now()), new
 
     def look(self) -> Mapping[str, float]:
-        counts = self.crowd.counts.copy()
+        counts = self.crowd.tally()
         since, self._last_look = counts - self._last_look, counts
         self._note_lag()
         worst, self._worst_lag = self._worst_lag, 0.0
