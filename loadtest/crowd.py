@@ -175,6 +175,7 @@ class Crowd:
         self.counts: Counter[str] = Counter()
         """What was done, and what went wrong, by cause. Among them the actions that were `offered`, those of them that
         were `made`, and, apart, those that the server `prevented`: it refused the session or closed its connection.
+        `begun` are the sessions that have dialled at all, `connects` is how often that was.
         `watches asked` and `beats unanswered` are those that the server had the time to answer.
         """
         self.quiet = False
@@ -372,6 +373,7 @@ class Crowd:
     def _dial(self, session: Session, intended: float) -> None:
         if session.conn is not None or not session.wanted or self.quiet:
             return
+        self.counts["begun"] += not session.intended  # not so who tries again, or returns
         self.counts["connects"] += 1
         session.intended = intended
         number = session.number % len(self._addresses)

@@ -160,7 +160,7 @@ class FleetUser(User):
         self.crowd.follow(self.actions(), self.crowd.engine.now())
         # Every one of them has to come; some may have left again by then.
         wanted = self.size
-        everyone = self.wait_for(lambda: self.crowd.counts["connects"] >= wanted, self.ramp + 10.0)
+        everyone = self.wait_for(lambda: self.crowd.counts["begun"] >= wanted, self.ramp + 10.0)
         if not (everyone and self.wait_for(self.is_complete, 30.0)):
             log.warning("%d of %d sessions are connected", self.crowd.present, self.crowd.wanted)
         freeze_heap()

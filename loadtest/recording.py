@@ -248,6 +248,7 @@ class Recording:
             "asked": options.sessions if most else 0,
             "connected": last["sessions"],
             "wanted": last["sessions_wanted"],
+            "begun": counts["begun"],
             "connects": counts["connects"],
             "connect_failures": counts["connect failures"],
             "prevented": offered["prevented"],

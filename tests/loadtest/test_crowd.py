@@ -264,6 +264,20 @@ def test_who_was_refused_counts_from_when_it_was_to_come():
     assert stage.take() == {"WS connect": [12.0], "STOMP CONNECTED": [12.0]}
 
 
+def test_who_tries_again_or_returns_has_begun_once():
+    stage = Stage()
+    stage.crowd.connect(stage.star, START)
+    for attempt in range(3):
+        stage.crowd.on_refused(stage.star.conn, "connection refused", stage.engine.now())
+        stage.to(4 * (attempt + 1))
+    stage.connected(stage.star)
+    stage.crowd.leave(stage.star, stage.engine.now())
+    stage.come(stage.star)
+    assert (stage.crowd.counts["begun"], stage.crowd.counts["connects"]) == (1, 5)
+    stage.come(stage.fan)
+    assert (stage.crowd.counts["begun"], stage.crowd.counts["connects"]) == (2, 6)
+
+
 def test_who_lost_its_connection_is_timed_until_it_is_back(stage):
     stage.to(1)
     stage.closed(stage.star, "1011")

@@ -192,7 +192,7 @@ async def test_a_script_that_raises_is_a_fault_and_is_not_run_again(server, tmp_
     _, said, run = await to_end(file, server=server, folder=tmp_path)
     assert run is not None, said
     assert run.faults == ["The script of broken ended early: RuntimeError('on purpose')."]
-    assert run.workload["counts"]["connects"] == SESSIONS
+    assert run.workload["counts"]["connects"] == run.steps[0].counts["begun"] == SESSIONS
     assert "Traceback" not in said
 
 
