@@ -244,6 +244,16 @@ async def test_a_rest_answer_of_the_wrong_shape_is_a_failure(server, tmp_path):
     assert "Traceback" not in said
 
 
+async def test_failures_that_the_slo_allows_are_no_breach(server, tmp_path):
+    file = tmp_path / "answers.py"
+    file.write_text(ANSWERS)
+    options = ("--rest-rate", 50, "--slo", "STOMP CONNECTED max<60s")
+    code, said, run = await to_end(file, *options, server=server, folder=tmp_path)
+    assert run is not None and run.ok, said
+    assert run.steps[0].errors
+    assert code == 0
+
+
 async def test_a_frozen_server_shows_in_the_percentiles(server, tmp_path):
     """An open schedule counts from the intended moment: who waits for answers would see a few slow ones only."""
     options = ("--headless", "--sessions", 50, "--run-time", 7, "--run-json", tmp_path / "run.json")
