@@ -201,7 +201,8 @@ class FleetUser(User):
             # Made before they are needed: the command blocks the hub.
             server.token(user)
             gevent.sleep(0)
-        engine = Engine(sources=self.options.sources.split(","), fresh_masks=not self.options.fixed_masks)
+        sources = preflight.source_addresses(self.options.sources, self.options.sessions, server.instances)
+        engine = Engine(sources=sources, fresh_masks=not self.options.fixed_masks)
         self.ledger = Ledger(late=self.options.late)
         period = self.setting("period")
         self.crowd = Crowd(
@@ -343,7 +344,8 @@ def _look_first(environment: Environment, options: Any, here: Sequence[str]) -> 
     try:
         server = target.load(options.target or None, host=environment.host or None)
         processes = int(options.processes or (options.master and options.expect_workers) or 1)
-        preflight.check(server, options.sessions, processes=processes, sources=len(options.sources.split(",")))
+        named = options.sources.split(",") if options.sources else []
+        preflight.check(server, options.sessions, processes=processes, sources=len(named) or None)
         if options.slo:
             slo.parse(options.slo)
     except (target.TargetError, preflight.PreflightError, slo.SloError) as error:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from loadtest import sampling
+from loadtest.engine import sources_for
 from loadtest.target import Instance, Target
 
 BUSY = 15.0
@@ -53,6 +54,23 @@ def check(target: Target, sessions: int, *, processes: int = 1, sources: int | N
     check_ports(sessions, target.instances, last - first + 1, sources)
     for instance in target.instances:
         check_server(instance, target)
+
+
+def source_addresses(named: str, sessions: int, instances: Sequence[Instance]) -> list[str]:
+    """Where the sessions connect from.
+
+    Args:
+        named: addresses, separated by commas; "": as many of the loopback as are needed, where the servers are there.
+        sessions: of all processes.
+
+    Returns:
+        The addresses; none of them: the system's own choice.
+    """
+    if named:
+        return named.split(",")
+    if not all(sampling.is_local(one.host) for one in instances):
+        return []
+    return sources_for(math.ceil(sessions / len(instances)))
 
 
 def check_embedded(sessions: int, workers: int, limit: float) -> None:

@@ -270,7 +270,8 @@ class Recording:
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             harness=sampling.harness() | {"workers": total.workers()},
             machine=self._machine,
-            limits=sampling.limits() | {"source_addresses": options.sources.split(",")},
+            limits=sampling.limits()
+            | {"source_addresses": options.sources.split(",") if options.sources else "as many as needed"},
             workload=total.workload | asked | {"counts": dict(sorted(counts.items()))},
             phases=phases,
             steps=[step],

@@ -10,7 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from loadtest import preflight
-from loadtest.preflight import PreflightError, check_embedded, check_files, check_ports, check_server
+from loadtest.preflight import (
+    PreflightError,
+    check_embedded,
+    check_files,
+    check_ports,
+    check_server,
+    source_addresses,
+)
 from loadtest.target import Instance, Target
 
 SECRET = "a secret of more than thirty-two bytes"
@@ -146,6 +153,14 @@ def test_ports():
 def test_on_loopback_there_are_addresses_enough_unless_they_are_named():
     check_ports(200_000, [HERE], 28_232, None)
     assert "too few ports" in refusal(check_ports, 200_000, [HERE], 28_232, 7)
+
+
+def test_source_addresses():
+    assert source_addresses("", 12_000, [HERE]) == ["127.0.0.1"]
+    assert source_addresses("", 30_000, [HERE]) == ["127.0.1.1", "127.0.1.2", "127.0.1.3"]
+    assert source_addresses("", 30_000, [HERE, HERE, HERE]) == ["127.0.0.1"]
+    assert source_addresses("", 30_000, [HERE, AWAY]) == []
+    assert source_addresses("10.0.0.7,10.0.0.8", 1, [AWAY]) == ["10.0.0.7", "10.0.0.8"]
 
 
 def test_a_server_that_is_busy_with_the_run_before_is_waited_for(monkeypatch):

@@ -416,6 +416,26 @@ async def test_what_would_spoil_the_run_is_one_line_before_it(why, says, server,
     assert "Traceback" not in said
 
 
+async def test_ports_are_enough_where_addresses_are_taken_as_they_are_needed(tmp_path):
+    """Nothing listens there: that is looked at after the ports."""
+    port = free_port()
+    reach = ("--master-port", port, "--master-bind-port", port)
+    options = (*reach, "--processes", 2, "--sources", "")
+    down = f"http://127.0.0.1:{free_port()}"
+    _, said, _ = await to_end("hold", *options, server=down, folder=tmp_path, sessions=30_000)
+    if "nofile is too low" in said:
+        pytest.skip("the limit of open files is met before that of ports")
+    assert "the target is down" in said and "too few ports" not in said
+
+
+async def test_source_addresses_are_taken_as_they_are_needed(server, tmp_path):
+    code, said, run = await to_end("hold", "--sources", "", server=server, folder=tmp_path)
+    assert code == 0, said
+    assert run is not None
+    assert run.limits["source_addresses"] == "as many as needed"
+    assert run.steps[0].counts["connected"] == SESSIONS
+
+
 async def test_what_locust_forked_ends_with_the_refused_run(tmp_path):
     port = free_port()
     reach = ("--master-port", port, "--master-bind-port", port)
