@@ -344,7 +344,9 @@ def _look_first(environment: Environment, options: Any, here: Sequence[str]) -> 
     try:
         server = target.load(options.target or None, host=environment.host or None)
         processes = int(options.processes or (options.master and options.expect_workers) or 1)
+        elsewhere = bool(options.master and not options.processes)
         named = options.sources.split(",") if options.sources else []
+        preflight.check_sources(() if elsewhere else named)
         preflight.check(server, options.sessions, processes=processes, sources=len(named) or None)
         if options.slo:
             slo.parse(options.slo)

@@ -73,6 +73,22 @@ def source_addresses(named: str, sessions: int, instances: Sequence[Instance]) -
     return sources_for(math.ceil(sessions / len(instances)))
 
 
+def check_sources(addresses: Sequence[str]) -> None:
+    """Whether this machine has all of these source addresses.
+
+    Raises:
+        PreflightError: it has not.
+    """
+    for address in addresses:
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, 0))
+            except (OSError, UnicodeError) as error:
+                raise PreflightError(
+                    f"--sources: {address!r} is no address of this machine: {_reason(error)}"
+                ) from error
+
+
 def check_embedded(sessions: int, workers: int, limit: float) -> None:
     """Whether a server started here can take so many: each of its processes keeps files for itself.
 

@@ -16,6 +16,7 @@ from loadtest.preflight import (
     check_files,
     check_ports,
     check_server,
+    check_sources,
     source_addresses,
 )
 from loadtest.target import Instance, Target
@@ -161,6 +162,13 @@ def test_source_addresses():
     assert source_addresses("", 30_000, [HERE, HERE, HERE]) == ["127.0.0.1"]
     assert source_addresses("", 30_000, [HERE, AWAY]) == []
     assert source_addresses("10.0.0.7,10.0.0.8", 1, [AWAY]) == ["10.0.0.7", "10.0.0.8"]
+
+
+@pytest.mark.parametrize("address", ["192.0.2.77", "a..b"])
+def test_a_source_address_that_is_not_of_this_machine(address):
+    check_sources(["127.0.0.1", "127.0.3.4"])
+    said = refusal(check_sources, ["127.0.0.1", address])
+    assert said.startswith(f"--sources: {address!r} is no address of this machine: ")
 
 
 def test_a_server_that_is_busy_with_the_run_before_is_waited_for(monkeypatch):

@@ -406,10 +406,13 @@ async def test_two_scenarios_and_probes_at_once(server, tmp_path):
         ({"secret": "another secret, of 32 bytes and more"}, "wrong token"),
         ({"server": f"http://127.0.0.1:{free_port()}"}, "the target is down"),
         ({"sessions": 2_000_000}, "nofile is too low"),
+        ({"options": ("--sources", "192.0.2.77")}, "'192.0.2.77' is no address of this machine"),
     ],
 )
 async def test_what_would_spoil_the_run_is_one_line_before_it(why, says, server, tmp_path):
-    code, said, run = await to_end("hold", **({"server": server, "folder": tmp_path} | why))
+    options = why.get("options", ())
+    why = {name: value for name, value in why.items() if name != "options"}
+    code, said, run = await to_end("hold", *options, **({"server": server, "folder": tmp_path} | why))
     assert code == 2
     assert run is None
     assert [line for line in said.splitlines() if says in line], said
