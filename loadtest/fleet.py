@@ -347,7 +347,7 @@ def _look_first(environment: Environment, options: Any, here: Sequence[str]) -> 
         elsewhere = bool(options.master and not options.processes)
         named = options.sources.split(",") if options.sources else []
         preflight.check_sources(() if elsewhere else named)
-        preflight.check(server, options.sessions, processes=processes, sources=len(named) or None)
+        preflight.check(server, options.sessions, processes=processes, sources=len(named) or None, elsewhere=elsewhere)
         if options.slo:
             slo.parse(options.slo)
     except (target.TargetError, preflight.PreflightError, slo.SloError) as error:

@@ -156,6 +156,13 @@ def test_on_loopback_there_are_addresses_enough_unless_they_are_named():
     assert "too few ports" in refusal(check_ports, 200_000, [HERE], 28_232, 7)
 
 
+def test_of_workers_elsewhere_the_ports_are_not_counted_here(monkeypatch):
+    monkeypatch.setattr("loadtest.sampling.ports", lambda: [1, 50])
+    with answering() as target:
+        assert "too few ports" in refusal(preflight.check, target, 100, sources=1)
+        preflight.check(target, 100, sources=1, elsewhere=True)
+
+
 def test_source_addresses():
     assert source_addresses("", 12_000, [HERE]) == ["127.0.0.1"]
     assert source_addresses("", 30_000, [HERE]) == ["127.0.1.1", "127.0.1.2", "127.0.1.3"]

@@ -419,13 +419,17 @@ async def test_what_would_spoil_the_run_is_one_line_before_it(why, says, server,
     assert "Traceback" not in said
 
 
-async def test_ports_are_enough_where_addresses_are_taken_as_they_are_needed(tmp_path):
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+async def test_what_ports_there_are_is_known_for_named_addresses_of_this_machine_alone(where, tmp_path):
     """Nothing listens there: that is looked at after the ports."""
     port = free_port()
     reach = ("--master-port", port, "--master-bind-port", port)
-    options = (*reach, "--processes", 2, "--sources", "")
+    options = {
+        "here": (*reach, "--processes", 2, "--sources", ""),
+        "elsewhere": (*reach, "--master", "--expect-workers", 2, "--sources", "127.0.0.1"),
+    }
     down = f"http://127.0.0.1:{free_port()}"
-    _, said, _ = await to_end("hold", *options, server=down, folder=tmp_path, sessions=30_000)
+    _, said, _ = await to_end("hold", *options[where], server=down, folder=tmp_path, sessions=30_000)
     if "nofile is too low" in said:
         pytest.skip("the limit of open files is met before that of ports")
     assert "the target is down" in said and "too few ports" not in said
