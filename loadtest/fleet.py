@@ -35,6 +35,7 @@ _LOOK = 0.1  # s between two looks whether what is waited for has come
 
 _PATIENCE = 5.0  # s for forked workers to report
 _HERE = "loadtest here"
+_SHARES = ("share", "watchers", "beat-receipts")
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ class FleetUser(User):
 
     def setting(self, name: str) -> float:
         """An option that the scenario has a default for."""
-        return number(getattr(self.options, name), getattr(self, name))
+        value = number(getattr(self.options, name), getattr(self, name))
+        return min(value, 1.0) if name in _SHARES else value  # the web page takes any number
 
     def phase(self, name: str) -> None:
         """A stretch of the run begins."""
@@ -346,6 +348,7 @@ def _look_first(environment: Environment, options: Any, here: Sequence[str]) -> 
         processes = int(options.processes or (options.master and options.expect_workers) or 1)
         elsewhere = bool(options.master and not options.processes)
         named = options.sources.split(",") if options.sources else []
+        preflight.check_shares({name: getattr(options, name.replace("-", "_")) for name in _SHARES})
         preflight.check_sources(() if elsewhere else named)
         preflight.check(server, options.sessions, processes=processes, sources=len(named) or None, elsewhere=elsewhere)
         if options.slo:

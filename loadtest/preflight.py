@@ -12,7 +12,7 @@ import re
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from loadtest import sampling
@@ -91,6 +91,17 @@ def check_sources(addresses: Sequence[str]) -> None:
                 raise PreflightError(
                     f"--sources: {address!r} is no address of this machine: {_reason(error)}"
                 ) from error
+
+
+def check_shares(shares: Mapping[str, object]) -> None:
+    """Whether options that are shares of a whole, by their names, are 0 to 1; one that is not set is None, or "".
+
+    Raises:
+        PreflightError: one is above 1.
+    """
+    for name, share in shares.items():
+        if isinstance(share, (int, float)) and share > 1:
+            raise PreflightError(f"--{name} {share:g}: is a share, from 0 to 1")
 
 
 def check_embedded(sessions: int, workers: int, limit: float) -> None:

@@ -16,6 +16,7 @@ from loadtest.preflight import (
     check_files,
     check_ports,
     check_server,
+    check_shares,
     check_sources,
     source_addresses,
 )
@@ -176,6 +177,11 @@ def test_a_source_address_that_is_not_of_this_machine(address):
     check_sources(["127.0.0.1", "127.0.3.4"])
     said = refusal(check_sources, ["127.0.0.1", address])
     assert said.startswith(f"--sources: {address!r} is no address of this machine: ")
+
+
+def test_shares():
+    check_shares({"share": 1.0, "watchers": None, "beat-receipts": ""})
+    assert refusal(check_shares, {"watchers": 1, "share": 2.0}) == "--share 2: is a share, from 0 to 1"
 
 
 def test_a_server_that_is_busy_with_the_run_before_is_waited_for(monkeypatch):

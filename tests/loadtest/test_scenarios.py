@@ -406,6 +406,7 @@ async def test_two_scenarios_and_probes_at_once(server, tmp_path):
         ({"secret": "another secret, of 32 bytes and more"}, "wrong token"),
         ({"server": f"http://127.0.0.1:{free_port()}"}, "the target is down"),
         ({"sessions": 2_000_000}, "nofile is too low"),
+        ({"options": ("--share", 2)}, "--share 2: is a share, from 0 to 1"),
         ({"options": ("--sources", "192.0.2.77")}, "'192.0.2.77' is no address of this machine"),
     ],
 )
