@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
+from typing import Any, Generic, TypeVar
 
 from loadtest.engine import Connection, Engine
 from loadtest.ledger import EARLY, Ledger
@@ -27,6 +28,7 @@ LONGEST_PAUSE = 30.0
 """Seconds between two attempts to connect, at most; the first come sooner."""
 _IDS = 1000  # that one frame may name
 _SWEEP = 1.0  # s between two looks for connections that take too long
+_BEHIND = 0.25  # s that an action may be behind its time before it counts as one that was not made
 _JSON = {"content-type": "application/json"}
 _HEARTBEAT = {"destination": "/app/heartbeat"}
 _OFFLINE = {
@@ -35,6 +37,44 @@ _OFFLINE = {
     "drained": "PUSH offline-by-expiry",  # what a planned stop leaves of a lease has ended
 }
 """Metric of a change to offline, by what made it; of any other, PUSH offline."""
+
+
+T = TypeVar("T")
+
+
+class Schedule(Generic[T]):
+    """What is to be done, each at its moment, and is not done yet. It is read as it is needed: it may have no end."""
+
+    def __init__(self, moments: Iterator[tuple[float, T]]) -> None:
+        """Begin.
+
+        Args:
+            moments: when (`time.monotonic`, s) and what, in order of time.
+        """
+        self._moments = moments
+        self._read: deque[tuple[float, T]] = deque()
+
+    def first(self) -> float | None:
+        """When the next is due; None at the end."""
+        if not self._read:
+            self._read_on()
+        return self._read[0][0] if self._read else None
+
+    def pop(self) -> tuple[float, T]:
+        """Take out the one that `first` spoke of."""
+        return self._read.popleft()
+
+    def overdue(self, now: float) -> int:
+        """How many were to be done by now."""
+        while (not self._read or self._read[-1][0] <= now) and self._read_on():
+            pass
+        return sum(when <= now for when, _ in self._read)
+
+    def _read_on(self) -> bool:
+        one = next(self._moments, None)
+        if one is not None:
+            self._read.append(one)
+        return one is not None
 
 
 class Refused(Exception):
@@ -135,6 +175,7 @@ class Crowd:
         self.counts: Counter[str] = Counter()
         """What was done, and what went wrong, by cause. Among them the actions that were `offered`, those of them that
         were `made`, and, apart, those that the server `prevented`: it refused the session or closed its connection.
+        `begun` are the sessions that have dialled at all, `connects` is how often that was.
         `watches asked` and `beats unanswered` are those that the server had the time to answer.
         """
         self.quiet = False
@@ -148,6 +189,7 @@ class Crowd:
         self._beat = engine.prepare("SEND", _HEARTBEAT)
         self._beat_with_receipt = engine.prepare("SEND", {**_HEARTBEAT, "receipt": "b"})
         self._subscribe = engine.prepare("SUBSCRIBE", {"id": "0", "destination": "/user/queue/online-status"})
+        self._schedules: list[Schedule[Any]] = []
         self._dialling: dict[Connection, float] = {}
         """Connection to the moment at which it is given up; in this order."""
         engine.at(engine.now() + _SWEEP, self._sweep)
@@ -165,14 +207,40 @@ class Crowd:
     # What is intended.
 
     def follow(self, actions: Iterator[Action], start: float) -> None:
-        """Does what a schedule says from `start` on. One action waits at a time, so that it may be endless."""
-        action = next(actions, None)
-        if action is not None:
-            self.engine.at(start + action.at, self._act, action, actions, start)
+        """Does what a schedule says from `start` on."""
+        self.keep_to(((start + action.at, action) for action in actions), self._act)
 
-    def _act(self, action: Action, actions: Iterator[Action], start: float) -> None:
-        self.follow(actions, start)
-        session, intended = self.sessions[action.session], start + action.at
+    def keep_to(self, moments: Iterator[tuple[float, T]], do: Callable[[T, float], None]) -> None:
+        """Calls `do` with each thing and the moment that was intended. It is an action: `do` counts it, if it is made.
+
+        Args:
+            moments: in order of time. One waits at a time, so that there may be no end of them.
+        """
+        schedule = Schedule(moments)
+        self._schedules.append(schedule)
+        self._await(schedule, do)
+
+    def _await(self, schedule: Schedule[T], do: Callable[[T, float], None]) -> None:
+        when = schedule.first()
+        if when is None:
+            self._schedules.remove(schedule)
+        else:
+            self.engine.at(when, self._do_next, schedule, do)
+
+    def _do_next(self, schedule: Schedule[T], do: Callable[[T, float], None]) -> None:
+        intended, what = schedule.pop()
+        self._await(schedule, do)
+        do(what, intended)
+
+    def tally(self) -> Counter[str]:
+        """The counts of now. What should have been done by now, and is not, is among what was offered."""
+        counts = self.counts.copy()
+        before = self.engine.now() - _BEHIND
+        counts["offered"] += sum(schedule.overdue(before) for schedule in self._schedules)
+        return counts
+
+    def _act(self, action: Action, intended: float) -> None:
+        session = self.sessions[action.session]
         if action.kind == "beat":
             self.beat(session, intended)
         elif not self.quiet:
@@ -188,8 +256,8 @@ class Crowd:
         session.wanted, session.muted = True, False
         if session.conn is None:
             self.counts["offered"] += 1
-            self.counts["made"] += 1
             self._dial(session, intended)
+            self.counts["made"] += session.conn is not None
         elif not session.is_open:
             self.counts["prevented"] += not self._sheltered
 
@@ -203,7 +271,6 @@ class Crowd:
             self.counts["prevented"] += (conn is None or session.tries > 0) and not self._sheltered
             return
         self.counts["offered"] += 1
-        self.counts["made"] += 1
         now = self.engine.now()
         if self._dice.random() < self._receipts:
             session.beats_due += (intended,)
@@ -211,6 +278,7 @@ class Crowd:
             conn.send_prepared(self._beat_with_receipt)
         else:
             conn.send_prepared(self._beat)
+        self.counts["made"] += 1
         session.beat_at = now
         self.ledger.beat(session.user, str(session.visit), now, intended)
         if self._risky:
@@ -227,7 +295,6 @@ class Crowd:
         if conn is None or not conn.is_open:
             return  # when CONNECTED comes, it will leave
         self.counts["offered"] += 1
-        self.counts["made"] += 1
         if how == "signed-off" and not session.muted:
             self.sign_off(session, intended)
         session.conn = conn.owner = None
@@ -239,15 +306,16 @@ class Crowd:
             conn.close()
         else:
             conn.drop()
+        self.counts["made"] += 1
 
     def sign_off(self, session: Session, intended: float) -> None:
         """The user says that it is offline, and stays connected."""
         if session.conn is None or not session.is_open or session.muted:
             return
         self.counts["offered"] += 1
-        self.counts["made"] += 1
         session.muted = True
         session.conn.send("SEND", {"destination": "/app/online-status", **_JSON}, '{"online": false}')
+        self.counts["made"] += 1
         self.ledger.session_ended(session.user, str(session.visit), self.engine.now(), "signed-off", intended)
 
     def sign_on(self, session: Session, intended: float) -> None:
@@ -255,11 +323,11 @@ class Crowd:
         if session.conn is None or not session.is_open or not session.muted:
             return
         self.counts["offered"] += 1
-        self.counts["made"] += 1
         session.muted = False
         session.visit += 1
         session.beat_at = self.engine.now()
         session.conn.send("SEND", {"destination": "/app/online-status", **_JSON}, '{"online": true}')
+        self.counts["made"] += 1
         self.ledger.session_opened(session.user, str(session.visit), session.beat_at, intended)
         if self._risky:
             self._may_expire(session)
@@ -305,6 +373,7 @@ class Crowd:
     def _dial(self, session: Session, intended: float) -> None:
         if session.conn is not None or not session.wanted or self.quiet:
             return
+        self.counts["begun"] += not session.intended  # not so who tries again, or returns
         self.counts["connects"] += 1
         session.intended = intended
         number = session.number % len(self._addresses)

@@ -35,6 +35,7 @@ _LOOK = 0.1  # s between two looks whether what is waited for has come
 
 _PATIENCE = 5.0  # s for forked workers to report
 _HERE = "loadtest here"
+_SHARES = ("share", "watchers", "beat-receipts")
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ class FleetUser(User):
 
     def setting(self, name: str) -> float:
         """An option that the scenario has a default for."""
-        return number(getattr(self.options, name), getattr(self, name))
+        value = number(getattr(self.options, name), getattr(self, name))
+        return min(value, 1.0) if name in _SHARES else value  # the web page takes any number
 
     def phase(self, name: str) -> None:
         """A stretch of the run begins."""
@@ -160,7 +162,7 @@ class FleetUser(User):
         self.crowd.follow(self.actions(), self.crowd.engine.now())
         # Every one of them has to come; some may have left again by then.
         wanted = self.size
-        everyone = self.wait_for(lambda: self.crowd.counts["connects"] >= wanted, self.ramp + 10.0)
+        everyone = self.wait_for(lambda: self.crowd.counts["begun"] >= wanted, self.ramp + 10.0)
         if not (everyone and self.wait_for(self.is_complete, 30.0)):
             log.warning("%d of %d sessions are connected", self.crowd.present, self.crowd.wanted)
         freeze_heap()
@@ -171,10 +173,9 @@ class FleetUser(User):
 
     def come_back(self, sessions: Iterable[Session], within: float = 0.0) -> None:
         """They connect again, at random moments within so many seconds from now."""
-        now = self.crowd.engine.now()
-        for session in sessions:
-            when = now + self.dice.uniform(0.0, within)
-            self.crowd.engine.at(when, self.crowd.connect, session, when)
+        moments = ((self.dice.uniform(0.0, within), session.number) for session in sessions)
+        actions = (workload.Action(at, "connect", number) for at, number in sorted(moments))
+        self.crowd.follow(actions, self.crowd.engine.now())
 
     def flip(self, session: Session, times: float = math.inf) -> None:
         """The user signs off and on in turn, `--every` seconds apart."""
@@ -202,7 +203,8 @@ class FleetUser(User):
             # Made before they are needed: the command blocks the hub.
             server.token(user)
             gevent.sleep(0)
-        engine = Engine(sources=self.options.sources.split(","), fresh_masks=not self.options.fixed_masks)
+        sources = preflight.source_addresses(self.options.sources, self.options.sessions, server.instances)
+        engine = Engine(sources=sources, fresh_masks=not self.options.fixed_masks)
         self.ledger = Ledger(late=self.options.late)
         period = self.setting("period")
         self.crowd = Crowd(
@@ -254,7 +256,7 @@ class FleetUser(User):
                 self._script.kill()
 
     def take(self) -> tuple[LedgerResult, Counter[str]]:
-        counts = self.crowd.counts.copy()
+        counts = self.crowd.tally()
         counts["engine errors"] = self.crowd.engine.errors
         new, self._told = counts - self._told, counts
         self._note_lag()
@@ -262,7 +264,7 @@ class FleetUser(User):
         return self.ledger.take(self.crowd.engine.now()), new
 
     def look(self) -> Mapping[str, float]:
-        counts = self.crowd.counts.copy()
+        counts = self.crowd.tally()
         since, self._last_look = counts - self._last_look, counts
         self._note_lag()
         worst, self._worst_lag = self._worst_lag, 0.0
@@ -344,7 +346,11 @@ def _look_first(environment: Environment, options: Any, here: Sequence[str]) -> 
     try:
         server = target.load(options.target or None, host=environment.host or None)
         processes = int(options.processes or (options.master and options.expect_workers) or 1)
-        preflight.check(server, options.sessions, processes=processes, sources=len(options.sources.split(",")))
+        elsewhere = bool(options.master and not options.processes)
+        named = options.sources.split(",") if options.sources else []
+        preflight.check_shares({name: getattr(options, name.replace("-", "_")) for name in _SHARES})
+        preflight.check_sources(() if elsewhere else named)
+        preflight.check(server, options.sessions, processes=processes, sources=len(named) or None, elsewhere=elsewhere)
         if options.slo:
             slo.parse(options.slo)
     except (target.TargetError, preflight.PreflightError, slo.SloError) as error:

@@ -26,7 +26,10 @@ _EARLY_OFFLINE = 1.0
 """Seconds that "offline" may come before the harness has noticed the loss itself. "online" has `late`: under load the
 answer to the CONNECT may wait behind others while the watchers have long been told."""
 _UNDER_WAY = 1.0
-"""Seconds that notices of several quick changes may be under way when a watch is confirmed."""
+"""Seconds that notices of several quick changes may be under way when a watch is confirmed. And in which a server may
+take two of them for none: who is not slow to read may be spared a change that was soon taken back, not every one."""
+_SPARED = 10
+"""Changes of which a watcher may be told nothing at all, one after the other: a server that tells of none forgot it."""
 EARLY = "early"
 """The kind of an edge that a notice told before the harness itself knew of it."""
 _LOG = 64
@@ -105,6 +108,10 @@ class _Pair(NamedTuple):
     """The state is ahead of the truth: an edge must follow soon, or it was none."""
     owed: bool = False
     """The last edge was judged missing: what says it after all is late."""
+    untold: int = 0
+    """Settled edges that were made since the watcher was told anything."""
+    silent: float = 0.0
+    """When the first of these was made, or, while there is none, the last word came; s."""
 
 
 _NEW: Final = _Pair(0, online=False, version=-1)
@@ -130,7 +137,8 @@ class _User:
 
     def keep(self, watcher: str, pair: _Pair) -> None:
         if pair.next == self.end and pair.online == self.heard:
-            pair = _Pair(pair.next, pair.online, pair.version)
+            silent = pair.silent if pair.untold else 0.0
+            pair = _Pair(pair.next, pair.online, pair.version, untold=pair.untold, silent=silent)
         if pair != self.shared:
             self.shared = pair
         if not isinstance(self.watchers, dict):
@@ -283,8 +291,7 @@ class Ledger:
             if opposite.at >= min(pair.since, edge.at + _UNDER_WAY):
                 break
             n += 2
-        self._judge(record, pair, n)
-        pair = pair._replace(next=n)
+        pair = self._judge(record, pair, n)
         pair, about = self._after(record, pair, online, version, snapshot, at)
         record.keep(watcher, pair)
         return None if snapshot else about
@@ -351,10 +358,9 @@ class Ledger:
             upto += 1
         if pair.next < upto < record.end:
             edge, opposite = record.edges[upto - 1 - record.base : upto + 1 - record.base]
-            if edge.online != pair.online and opposite.at - edge.at <= self._late:
+            if edge.online != pair.online and opposite.at - edge.at <= _UNDER_WAY:
                 upto -= 1  # the two are judged together
-        self._judge(record, pair, upto)
-        return pair._replace(next=upto, since=at, owed=pair.owed or pair.next < upto)
+        return self._judge(record, pair, upto)._replace(since=at, owed=pair.owed or pair.next < upto)
 
     def _after(
         self, record: _User, pair: _Pair, online: bool, version: int, snapshot: bool, at: float
@@ -367,10 +373,10 @@ class Ledger:
             self._judge(record, pair, n)
             edge = record.edges[n - record.base]
             self._receive(edge, at)
-            return _Pair(n + 1, online, version, at), edge
+            return _Pair(n + 1, online, version, at, silent=at), edge
         if online == pair.online and (snapshot or (online == record.heard and pair.next == record.end)):
             self._result.duplicated += not snapshot
-            return pair._replace(version=version, since=at), None
+            return pair._replace(version=version, since=at, untold=0, silent=at), None
         # Edges that led away from the state just told were passed over, or this state is false.
         self._judge(record, pair, record.end)
         if online == record.heard:
@@ -396,19 +402,26 @@ class Ledger:
         self._result.unexpected += 1
         return pair._replace(early=False)
 
-    def _judge(self, record: _User, pair: _Pair, upto: int) -> None:
-        """Settles the edges from the pair's next up to `upto`, none of which was told."""
+    def _judge(self, record: _User, pair: _Pair, upto: int) -> _Pair:
+        """Settles the edges from the pair's next up to `upto`, none of which was told; returns the pair after them."""
         if pair.next >= upto:
-            return
+            return pair
         edges = record.edges[pair.next - record.base : upto - record.base]
+        untold, silent = pair.untold, pair.silent
         for i, edge in enumerate(edges):
-            opposite = edges[i + 1] if i + 1 < len(edges) else None
+            back = edges[i + 1].at if i + 1 < len(edges) else inf
+            # A burst may be told as what it comes to; ten changes and more that take longer are no burst.
+            forgotten = untold >= _SPARED and edge.at - silent > _UNDER_WAY
+            if edge.at > silent:
+                silent = silent if untold else edge.at
+                untold += 1
             # An edge back to what the watcher is shown needs no telling; one away from it must be taken back soon.
-            if edge.online == pair.online or (opposite is not None and opposite.at - edge.at <= self._late):
+            if edge.online == pair.online or (back - edge.at <= _UNDER_WAY and not forgotten):
                 self._result.cancelled += 1
             else:
                 self._result.missing += 1
             self._result.expected += 1
+        return pair._replace(next=upto, untold=untold, silent=silent)
 
     def _receive(self, edge: Edge, at: float) -> None:
         self._result.expected += 1

@@ -12,10 +12,11 @@ import re
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from loadtest import sampling
+from loadtest.engine import sources_for
 from loadtest.target import Instance, Target
 
 BUSY = 15.0
@@ -35,13 +36,16 @@ class PreflightError(Exception):
     """The run cannot be: one line that says what is wrong and what would help."""
 
 
-def check(target: Target, sessions: int, *, processes: int = 1, sources: int | None = None) -> None:
+def check(
+    target: Target, sessions: int, *, processes: int = 1, sources: int | None = None, elsewhere: bool = False
+) -> None:
     """Look at the machine, then at every instance of the server.
 
     Args:
         sessions: how many are to be held at once, by all processes.
         processes: of the generator.
         sources: how many source addresses it uses; None: as many as it needs.
+        elsewhere: the processes may be on other machines, of whose ports nothing is known here.
 
     Raises:
         PreflightError: something would spoil the run.
@@ -50,9 +54,54 @@ def check(target: Target, sessions: int, *, processes: int = 1, sources: int | N
     for instance in target.instances:
         check_address(instance)
     first, last = sampling.ports()
-    check_ports(sessions, target.instances, last - first + 1, sources)
+    if not elsewhere:
+        check_ports(sessions, target.instances, last - first + 1, sources)
     for instance in target.instances:
         check_server(instance, target)
+
+
+def source_addresses(named: str, sessions: int, instances: Sequence[Instance]) -> list[str]:
+    """Where the sessions connect from.
+
+    Args:
+        named: addresses, separated by commas; "": as many of the loopback as are needed, where the servers are there.
+        sessions: of all processes.
+
+    Returns:
+        The addresses; none of them: the system's own choice.
+    """
+    if named:
+        return named.split(",")
+    if not all(sampling.is_local(one.host) for one in instances):
+        return []
+    return sources_for(math.ceil(sessions / len(instances)))
+
+
+def check_sources(addresses: Sequence[str]) -> None:
+    """Whether this machine has all of these source addresses.
+
+    Raises:
+        PreflightError: it has not.
+    """
+    for address in addresses:
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, 0))
+            except (OSError, UnicodeError) as error:
+                raise PreflightError(
+                    f"--sources: {address!r} is no address of this machine: {_reason(error)}"
+                ) from error
+
+
+def check_shares(shares: Mapping[str, object]) -> None:
+    """Whether options that are shares of a whole, by their names, are 0 to 1; one that is not set is None, or "".
+
+    Raises:
+        PreflightError: one is above 1.
+    """
+    for name, share in shares.items():
+        if isinstance(share, (int, float)) and share > 1:
+            raise PreflightError(f"--{name} {share:g}: is a share, from 0 to 1")
 
 
 def check_embedded(sessions: int, workers: int, limit: float) -> None:

@@ -248,6 +248,7 @@ class Recording:
             "asked": options.sessions if most else 0,
             "connected": last["sessions"],
             "wanted": last["sessions_wanted"],
+            "begun": counts["begun"],
             "connects": counts["connects"],
             "connect_failures": counts["connect failures"],
             "prevented": offered["prevented"],
@@ -269,7 +270,8 @@ class Recording:
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             harness=sampling.harness() | {"workers": total.workers()},
             machine=self._machine,
-            limits=sampling.limits() | {"source_addresses": options.sources.split(",")},
+            limits=sampling.limits()
+            | {"source_addresses": options.sources.split(",") if options.sources else "as many as needed"},
             workload=total.workload | asked | {"counts": dict(sorted(counts.items()))},
             phases=phases,
             steps=[step],
@@ -289,7 +291,8 @@ class Recording:
             log.error("Not kept: %s", step.breach)
         for level, text in run.validity:
             log.log(logging.ERROR if level == "fatal" else logging.WARNING, "%s", text)
-        if options.slo and exit_code(run):
+        if options.slo:
+            # Also 0: else any failure, which the SLO may allow, would be the 1 of Locust's --exit-code-on-error.
             self.environment.process_exit_code = exit_code(run)
         if options.run_json:
             run.save(Path(options.run_json))

@@ -48,11 +48,16 @@ class Processes:
         self.name = name
         self.busiest = busiest
         self.changed = 0
-        """How often roots were gone, and others came."""
+        """How often processes were gone, and others came: roots, and children that had lasted for a while."""
         self._roots = roots
         self._asked: set[int] = set()
         self._ever: set[int] = set()
         self._most = 0
+        self._children: set[int] = set()
+        self._lasting: set[int] = set()
+        """The children that were there twice in a row: no helpers that a server starts for a moment."""
+        self._vacant = 0
+        """How many of these are gone, and nobody has come for them yet."""
         self._known: dict[int, psutil.Process] = {}
         self._used: dict[int, tuple[float, float]] = {}
         self._read = 0
@@ -106,13 +111,26 @@ class Processes:
             # Against all there ever were: between the old one and the new one there may have been none for long.
             if self._ever and self._asked - self._ever:
                 self.changed += 1
+                self._children, self._lasting, self._vacant = set(), set(), 0  # with it, its children are others
             self._ever |= self._asked
             self._most = max(self._most, len(self._asked))
+        children: set[int] = set()
         for pid in self._asked:
             with contextlib.suppress(psutil.Error):
                 root = self._known.setdefault(pid, psutil.Process(pid))
                 for process in root.children(recursive=True):
                     self._known.setdefault(process.pid, process)
+                    children.add(process.pid)
+        self._compare(children - self._asked)
+
+    def _compare(self, children: set[int]) -> None:
+        """A supervisor that restarts a worker stays: all that is seen is that one is gone, and another has come."""
+        came = children - self._children
+        self._vacant += len(self._lasting - children)
+        if self._vacant and came:
+            self.changed += 1
+            self._vacant = max(0, self._vacant - len(came))
+        self._children, self._lasting = children, children & self._children
 
 
 class Sampler:

@@ -57,6 +57,30 @@ class Reading:
     """A second, from the first to the last."""
 
 
+class Seen:
+    """What arrived at the null server. It is shared between the server's process and ours."""
+
+    def __init__(self) -> None:
+        self.beats: Any = multiprocessing.Value("Q", 0)
+        self.connects: Any = multiprocessing.Value("Q", 0)
+        self._first: Any = multiprocessing.Value("d", 0.0)
+        self._last: Any = multiprocessing.Value("d", 0.0)
+
+    @property
+    def rate(self) -> float:
+        """Connects a second, from the first to the last."""
+        return float((self.connects.value - 1) / (self._last.value - self._first.value))
+
+    def note(self, payload: bytes) -> None:
+        """Count a STOMP frame; of the crowd's there are others, such as SUBSCRIBE after each CONNECTED."""
+        if payload.startswith(b"SEND\n"):
+            self.beats.value += 1
+        elif payload.startswith((b"CONNECT\n", b"STOMP\n")):
+            self._last.value = time.monotonic()
+            self._first.value = self._first.value or self._last.value
+            self.connects.value += 1
+
+
 def ours(address: str, sessions: int, period: float, rate: float = RATE) -> tuple[list[str], dict[str, str]]:
     """Our engine, as `hold` uses it; nobody watches anybody."""
     command = [*_locust(), str(ROOT / "loadtest/scenarios/hold.py"), "--host", f"http://{address}"]
@@ -151,9 +175,9 @@ def engine() -> None:
 
 def measured(of: Command, sessions: int, period: float) -> Reading:
     """Run a generator until all are connected, and then for the window."""
-    beats, connects = (multiprocessing.Value("Q", 0) for _ in range(2))
+    seen = Seen()
     ours_end, theirs = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=_serve, args=(theirs, beats, connects), daemon=True)
+    server = multiprocessing.Process(target=_serve, args=(theirs, seen), daemon=True)
     server.start()
     name = of.__name__
     command, env = of(f"127.0.0.1:{ours_end.recv()}", sessions, period)
@@ -161,20 +185,18 @@ def measured(of: Command, sessions: int, period: float) -> Reading:
         generator = psutil.Popen(command, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + _LIMIT + sessions / RATE
-            began = 0.0
-            while connects.value < sessions:
-                began = began or (time.monotonic() if connects.value else 0.0)
+            while seen.connects.value < sessions:
                 if time.monotonic() > deadline or generator.poll() is not None:
                     log.seek(0)
-                    sys.exit(f"{name}: {connects.value} of {sessions} connected: {log.read().decode()[-500:]}")
+                    sys.exit(f"{name}: {seen.connects.value} of {sessions} connected: {log.read().decode()[-500:]}")
                 time.sleep(0.005)
-            rate = sessions / (time.monotonic() - began)
+            rate = seen.rate
             time.sleep(min(2 * period, 10.0))  # to be past the work of connecting
-            before = time.monotonic(), beats.value, _cpu(generator)
+            before = time.monotonic(), seen.beats.value, _cpu(generator)
             time.sleep(WINDOW)
             share = WINDOW / (time.monotonic() - before[0])
             reading = Reading(
-                round((beats.value - before[1]) * share),
+                round((seen.beats.value - before[1]) * share),
                 (_cpu(generator) - before[2]) * share,
                 sum(one.memory_info().rss for one in _family(generator)),
                 rate,
@@ -197,14 +219,13 @@ def _locust() -> list[str]:
     return [sys.executable, "-m", "locust", "--headless", "--only-summary", "--loglevel", "ERROR", "-t", "10m", "-f"]
 
 
-def _serve(pipe: Any, beats: Any, connects: Any) -> None:
+def _serve(pipe: Any, seen: Seen) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     answer = floor._answer
 
     def counted(payload: bytes) -> bytes:
-        counter = beats if payload.startswith(b"SEND") else connects
-        counter.value += 1
+        seen.note(payload)
         return answer(payload)
 
     floor._answer = counted

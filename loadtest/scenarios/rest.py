@@ -15,6 +15,7 @@ from loadtest.workload import arrivals
 __all__ = ["ProbeUser", "Rest"]
 
 _BATCH = 50  # ids
+_MIX = ("friends", "batch", "check"), (5, 3, 2)
 
 
 class Rest(FleetUser):
@@ -28,14 +29,16 @@ class Rest(FleetUser):
         self._idle = [RestClient(instance) for instance in self.crowd.target.instances]
         start = self.crowd.engine.now()
         rate = self.options.rest_rate / self.processes
-        for at in arrivals(rate, 0.0, math.inf, dice=random.Random(self.seed)):
-            gevent.sleep(max(0.0, start + at - self.crowd.engine.now()))
-            # A greenlet for each: a slow answer holds up no later request.
-            gevent.spawn(self._ask, start + at)
+        moments = arrivals(rate, start, math.inf, dice=random.Random(self.seed))
+        self.crowd.keep_to(((at, self.dice.choices(*_MIX)[0]) for at in moments), self._begin)
         self.wait_for_ever()
 
-    def _ask(self, intended: float) -> None:
-        kind = self.dice.choices(("friends", "batch", "check"), (5, 3, 2))[0]
+    def _begin(self, kind: str, intended: float) -> None:
+        if not self.crowd.quiet:
+            # A greenlet for each: a slow answer holds up no later request.
+            gevent.spawn(self._ask, kind, intended)
+
+    def _ask(self, kind: str, intended: float) -> None:
         client = self._idle.pop(0) if self._idle else RestClient(self.dice.choice(self.crowd.target.instances))
         sent = client.sent
         timed(self.recording.metrics, f"REST {kind}", lambda: self._compare(client, kind), intended)

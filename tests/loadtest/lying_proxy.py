@@ -14,7 +14,9 @@ from contextlib import suppress
 from itertools import count, groupby
 from typing import Literal, Self
 
-Fault = Literal["none", "lose", "repeat", "delay", "lie"]
+Fault = Literal["none", "lose", "repeat", "delay", "lie", "mute"]
+
+_MUTED = 10  # number of the connection that is told of no change
 
 _FINAL_TEXT = 0x81
 
@@ -26,8 +28,8 @@ class LyingProxy:
 
     Args:
         server: Port of the server on this machine.
-        fault: What it does to a notice.
-        share: To how many of the notices, 0 to 1; to which, the seed says.
+        fault: What it does to a notice. "mute" loses all that are for one of the watchers.
+        share: To how many of the notices, 0 to 1; to which, the seed says. Not of "mute".
         delay: Seconds for which "delay" keeps a notice back, while all else overtakes it.
     """
 
@@ -68,7 +70,7 @@ class LyingProxy:
     @property
     def lost(self) -> int:
         """Notices of which the true state did not come through."""
-        return self.tampered if self._fault in ("lose", "lie") else 0
+        return self.tampered if self._fault in ("lose", "lie", "mute") else 0
 
     @property
     def in_a_row(self) -> list[int]:
@@ -131,6 +133,8 @@ class LyingProxy:
         # Of this notice alone, as the order of the connections among each other is not the same in each run.
         dice = random.Random(f"{self._seed} {number} {user} {len(notices)}")
         harmed = self._fault != "none" and dice.random() < self._share
+        if self._fault == "mute":
+            harmed = number == _MUTED
         notices.append(harmed)
         if not harmed:
             writer.write(_frame(frame))

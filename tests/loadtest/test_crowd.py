@@ -12,6 +12,7 @@ import pytest
 from loadtest.crowd import Crowd
 from loadtest.ledger import Ledger
 from loadtest.target import Instance, Target
+from loadtest.workload import Action
 
 LEASE = 60.0
 LATE = 5.0
@@ -263,6 +264,20 @@ def test_who_was_refused_counts_from_when_it_was_to_come():
     assert stage.take() == {"WS connect": [12.0], "STOMP CONNECTED": [12.0]}
 
 
+def test_who_tries_again_or_returns_has_begun_once():
+    stage = Stage()
+    stage.crowd.connect(stage.star, START)
+    for attempt in range(3):
+        stage.crowd.on_refused(stage.star.conn, "connection refused", stage.engine.now())
+        stage.to(4 * (attempt + 1))
+    stage.connected(stage.star)
+    stage.crowd.leave(stage.star, stage.engine.now())
+    stage.come(stage.star)
+    assert (stage.crowd.counts["begun"], stage.crowd.counts["connects"]) == (1, 5)
+    stage.come(stage.fan)
+    assert (stage.crowd.counts["begun"], stage.crowd.counts["connects"]) == (2, 6)
+
+
 def test_who_lost_its_connection_is_timed_until_it_is_back(stage):
     stage.to(1)
     stage.closed(stage.star, "1011")
@@ -323,3 +338,62 @@ def test_a_watch_that_is_never_confirmed_is_counted():
     assert unanswered(stage) == missed
     stage.receipt(stage.fan, "w")
     assert unanswered(stage) == missed, "after it was counted"
+
+
+def actions(crowd):
+    counts = crowd.tally()
+    return counts["offered"], counts["made"]
+
+
+def every_second(stage):
+    """The star beats on and on, from one second after the start."""
+    stage.crowd.counts.clear()
+    stage.crowd.follow((Action(float(n), "beat", 0) for n in itertools.count(1)), START)
+
+
+def test_what_the_generator_had_no_time_for_was_offered_and_not_made(stage):
+    every_second(stage)
+    stage.to(10.5)
+    assert actions(stage.crowd) == (10, 10)
+    stage.engine.time = START + 20.5  # and nothing is called meanwhile
+    assert actions(stage.crowd) == (20, 10)
+    stage.crowd.quiet = True
+    assert actions(stage.crowd) == (20, 10), "the end"
+
+
+def test_what_is_made_after_all_is_offered_once(stage):
+    every_second(stage)
+    stage.engine.time = START + 20.5
+    assert actions(stage.crowd) == (20, 0)
+    stage.to(20.5)
+    assert actions(stage.crowd) == (20, 20)
+
+
+def test_what_is_a_moment_behind_is_not_missed_yet(stage):
+    every_second(stage)
+    stage.engine.time = START + 1.2
+    assert actions(stage.crowd) == (0, 0)
+
+
+def test_schedules_that_are_over_are_forgotten(stage):
+    stage.crowd.counts.clear()
+    stage.crowd.follow(iter([Action(1.0, "beat", 0), Action(2.0, "leave", 0)]), START)
+    stage.to(3)
+    assert (actions(stage.crowd), stage.crowd._schedules) == ((2, 2), [])
+
+
+def test_what_could_not_be_written_was_not_made(stage, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("on purpose")
+
+    stage.crowd.counts.clear()
+    for name in ("send", "send_prepared"):
+        monkeypatch.setattr(FakeConnection, name, fails)
+    for act in (stage.crowd.beat, stage.crowd.sign_off):
+        with pytest.raises(RuntimeError):
+            act(stage.star, stage.engine.now())
+    stage.crowd.quiet = True
+    stage.star.muted = False
+    stage.crowd.leave(stage.star, stage.engine.now())
+    stage.crowd.connect(stage.star, stage.engine.now())
+    assert actions(stage.crowd) == (4, 1), "of four only the leave was"

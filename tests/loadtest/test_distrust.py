@@ -130,6 +130,27 @@ def test_each_lie_is_found(told):
     assert_the_books_balance(proxy, step)
 
 
+async def with_a_muted_watcher(scenario, folder):
+    """A run with the scenario's own period of flips, and the time to be late that a run has by default."""
+    folder.mkdir()
+    options = ("--late", 5, "--hold", 60, "--connect-rate", 100)
+    async with running(lease_seconds=LEASE) as server, LyingProxy(server.port, "mute") as proxy:
+        run = await loaded(scenario, *options, host=proxy.http, folder=folder, seconds=12)
+    return proxy, run.steps[0]
+
+
+async def test_a_watcher_who_is_told_nothing_has_lost_something(tmp_path):
+    """Of the flips every other would have said what the watcher is shown; of quick ones (`slow`) ten may go untold."""
+    async with asyncio.TaskGroup() as both:
+        fanout, slow = (both.create_task(with_a_muted_watcher(name, tmp_path / name)) for name in ("fanout", "slow"))
+    for (proxy, step), spared in ((fanout.result(), 0), (slow.result(), 10)):
+        flips, *comings = sorted(proxy.in_a_row, reverse=True)
+        assert flips >= spared + 4
+        assert set(comings) <= {1}, "in the ramp, of others"
+        missing = len(comings) + (flips - spared + 1) // 2
+        assert found(step) == {"missing": missing, "cancelled": proxy.tampered - missing}
+
+
 async def test_a_frozen_server_shows_in_p90_of_the_beats_that_were_intended(tmp_path):
     """It is frozen for a third of the time: who waits for answers would have a few slow ones only, beyond p90."""
     options = ("--stay", 0, "--period", 0.25, "--beat-receipts", 1)

@@ -429,12 +429,58 @@ def test_a_change_may_be_told_before_the_client_has_read_connected(ledger):
 
 
 def test_a_short_absence_may_go_untold_a_long_one_may_not(ledger):
-    for start, away in ((10.0, 4.0), (30.0, 6.0)):
+    for start, away in ((10.0, 0.9), (30.0, 1.1)):
         ledger.session_ended("u", "s", start, "disconnect")
         ledger.session_opened("u", "s", start + away)
     result = ledger.close(50.0)
     assert (result.missing, result.cancelled, result.expected) == (1, 3, 4)
-    assert result.ghost_seconds == pytest.approx(10.0)
+    assert result.ghost_seconds == pytest.approx(2.0)
+
+
+def flipped(ledger, every, flips, takes=()):
+    """`u` flips; `w` is told nothing, and `x` all of it. The sum of all that is taken, at these moments and at last."""
+    ledger.told("x", "u", True, 1, True, 1.0)
+    ledger.watching("x", "u", 1.0, True)
+    calls = [(at, None) for at in takes] + [(10.0 + n * every, n) for n in range(flips)]
+    total = LedgerResult()
+    for at, n in sorted(calls):
+        if n is None:
+            total += ledger.take(at)
+        elif n % 2:
+            ledger.session_opened("u", "s", at)
+        else:
+            ledger.session_ended("u", "s", at, "signed-off")
+        if n is not None:
+            ledger.told("x", "u", n % 2 == 1, 2 + n, False, at + 0.001)
+    return total + ledger.close(1000.0)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize(("every", "missing"), [(2.0, 30), (0.5, 25)])
+def test_a_muted_watcher_is_found_while_others_are_told(ledger, every, missing, taken):
+    """As often as `fanout` and `slow` flip by default. Of the quick ones the first ten might have been spared it."""
+    result = flipped(ledger, every, 60, takes=[12.3 + 3 * n for n in range(40)] if taken else ())
+    assert (result.expected, result.received) == (120, 60)
+    assert faults(result) == {"missing": missing}
+    assert result.cancelled == 60 - missing
+
+
+def test_a_burst_may_be_told_as_what_it_comes_to(ledger):
+    assert faults(flipped(ledger, 0.01, 60)) == {}
+
+
+def test_who_is_told_now_and_then_is_not_forgotten(ledger):
+    """Each tenth change or so is told: the quick ones between were spared the watcher."""
+    for n in range(60):
+        at = 10.0 + n * 0.5
+        if n % 2:
+            ledger.session_opened("u", "s", at)
+        else:
+            ledger.session_ended("u", "s", at, "signed-off")
+        if n % 9 == 8:
+            ledger.told("w", "u", n % 2 == 1, 2 + n, False, at + 0.001)
+    result = ledger.close(1000.0)
+    assert (faults(result), result.received) == ({}, 6)
 
 
 def test_only_the_newest_of_several_changes_may_be_told(ledger):

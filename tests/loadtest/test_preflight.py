@@ -10,7 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from loadtest import preflight
-from loadtest.preflight import PreflightError, check_embedded, check_files, check_ports, check_server
+from loadtest.preflight import (
+    PreflightError,
+    check_embedded,
+    check_files,
+    check_ports,
+    check_server,
+    check_shares,
+    check_sources,
+    source_addresses,
+)
 from loadtest.target import Instance, Target
 
 SECRET = "a secret of more than thirty-two bytes"
@@ -146,6 +155,33 @@ def test_ports():
 def test_on_loopback_there_are_addresses_enough_unless_they_are_named():
     check_ports(200_000, [HERE], 28_232, None)
     assert "too few ports" in refusal(check_ports, 200_000, [HERE], 28_232, 7)
+
+
+def test_of_workers_elsewhere_the_ports_are_not_counted_here(monkeypatch):
+    monkeypatch.setattr("loadtest.sampling.ports", lambda: [1, 50])
+    with answering() as target:
+        assert "too few ports" in refusal(preflight.check, target, 100, sources=1)
+        preflight.check(target, 100, sources=1, elsewhere=True)
+
+
+def test_source_addresses():
+    assert source_addresses("", 12_000, [HERE]) == ["127.0.0.1"]
+    assert source_addresses("", 30_000, [HERE]) == ["127.0.1.1", "127.0.1.2", "127.0.1.3"]
+    assert source_addresses("", 30_000, [HERE, HERE, HERE]) == ["127.0.0.1"]
+    assert source_addresses("", 30_000, [HERE, AWAY]) == []
+    assert source_addresses("10.0.0.7,10.0.0.8", 1, [AWAY]) == ["10.0.0.7", "10.0.0.8"]
+
+
+@pytest.mark.parametrize("address", ["192.0.2.77", "a..b"])
+def test_a_source_address_that_is_not_of_this_machine(address):
+    check_sources(["127.0.0.1", "127.0.3.4"])
+    said = refusal(check_sources, ["127.0.0.1", address])
+    assert said.startswith(f"--sources: {address!r} is no address of this machine: ")
+
+
+def test_shares():
+    check_shares({"share": 1.0, "watchers": None, "beat-receipts": ""})
+    assert refusal(check_shares, {"watchers": 1, "share": 2.0}) == "--share 2: is a share, from 0 to 1"
 
 
 def test_a_server_that_is_busy_with_the_run_before_is_waited_for(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import socket
 import subprocess
@@ -24,6 +25,25 @@ PARENT = (
 )
 
 
+# One that starts a child for each line "start", and ends one for "end oldest" or "end newest"; each time it says so.
+SUPERVISOR = """
+import subprocess, sys
+children = []
+print("up", flush=True)
+for line in sys.stdin:
+    if line == "start\\n":
+        children.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]))
+    else:
+        child = children.pop(0 if 'oldest' in line else -1)
+        child.kill()
+        child.wait()
+    print("done", flush=True)
+for child in children:
+    child.kill()
+    child.wait()
+"""
+
+
 @contextmanager
 def running(code):
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -31,7 +51,7 @@ def running(code):
         assert process.stdout and process.stdout.readline() == b"up\n"
         yield process
     finally:
-        if code is PARENT:
+        if code in (PARENT, SUPERVISOR):
             process.communicate()  # its input ends: it ends its child, and then itself
         else:
             process.kill()
@@ -132,6 +152,48 @@ def test_of_two_instances_each_that_is_restarted_is_noticed_and_read():
         with running(BUSY) as third:
             alive[:] = [third.pid, other.pid]
             assert (look(), group.changed) == (2, 2)
+
+
+@pytest.fixture
+def supervisor():
+    """Of two workers, and how they are read: `tell` it what to do, and `look` returns the restarts until then."""
+    with running(SUPERVISOR) as process:
+        group = Processes("server", lambda: [process.pid])
+        seconds = itertools.count()
+
+        def tell(*orders):
+            for order in orders:
+                process.stdin.write(f"{order}\n".encode())
+                process.stdin.flush()
+                assert process.stdout.readline() == b"done\n"
+
+        def look():
+            for _ in range(5):  # in one of which the processes are looked for
+                group.read(float(next(seconds)))
+            return group.changed
+
+        tell("start", "start")
+        assert (look(), look()) == (0, 0)
+        yield tell, look
+
+
+def test_a_worker_that_its_supervisor_restarts_is_noticed(supervisor):
+    tell, look = supervisor
+    tell("end oldest", "start")
+    assert (look(), look(), look()) == (1, 1, 1)
+    tell("end oldest")
+    assert look() == 1
+    tell("start")
+    assert (look(), look(), look()) == (2, 2, 2)
+
+
+def test_helpers_that_come_and_go_are_no_restart(supervisor):
+    tell, look = supervisor
+    for _ in range(3):
+        tell("start")
+        assert look() == 0
+        tell("end newest")
+        assert look() == 0
 
 
 def test_the_roots_are_asked_for_only_while_one_is_missing():

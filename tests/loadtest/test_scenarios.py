@@ -192,7 +192,7 @@ async def test_a_script_that_raises_is_a_fault_and_is_not_run_again(server, tmp_
     _, said, run = await to_end(file, server=server, folder=tmp_path)
     assert run is not None, said
     assert run.faults == ["The script of broken ended early: RuntimeError('on purpose')."]
-    assert run.workload["counts"]["connects"] == SESSIONS
+    assert run.workload["counts"]["connects"] == run.steps[0].counts["begun"] == SESSIONS
     assert "Traceback" not in said
 
 
@@ -242,6 +242,16 @@ async def test_a_rest_answer_of_the_wrong_shape_is_a_failure(server, tmp_path):
     assert {f"{kind}: ProbeError" for kind in kinds} <= run.steps[0].errors.keys()
     assert not kinds & recorded(run.steps[0]).keys()
     assert "Traceback" not in said
+
+
+async def test_failures_that_the_slo_allows_are_no_breach(server, tmp_path):
+    file = tmp_path / "answers.py"
+    file.write_text(ANSWERS)
+    options = ("--rest-rate", 50, "--slo", "STOMP CONNECTED max<60s")
+    code, said, run = await to_end(file, *options, server=server, folder=tmp_path)
+    assert run is not None and run.ok, said
+    assert run.steps[0].errors
+    assert code == 0
 
 
 async def test_a_frozen_server_shows_in_the_percentiles(server, tmp_path):
@@ -396,14 +406,42 @@ async def test_two_scenarios_and_probes_at_once(server, tmp_path):
         ({"secret": "another secret, of 32 bytes and more"}, "wrong token"),
         ({"server": f"http://127.0.0.1:{free_port()}"}, "the target is down"),
         ({"sessions": 2_000_000}, "nofile is too low"),
+        ({"options": ("--share", 2)}, "--share 2: is a share, from 0 to 1"),
+        ({"options": ("--sources", "192.0.2.77")}, "'192.0.2.77' is no address of this machine"),
     ],
 )
 async def test_what_would_spoil_the_run_is_one_line_before_it(why, says, server, tmp_path):
-    code, said, run = await to_end("hold", **({"server": server, "folder": tmp_path} | why))
+    options = why.get("options", ())
+    why = {name: value for name, value in why.items() if name != "options"}
+    code, said, run = await to_end("hold", *options, **({"server": server, "folder": tmp_path} | why))
     assert code == 2
     assert run is None
     assert [line for line in said.splitlines() if says in line], said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+async def test_what_ports_there_are_is_known_for_named_addresses_of_this_machine_alone(where, tmp_path):
+    """Nothing listens there: that is looked at after the ports."""
+    port = free_port()
+    reach = ("--master-port", port, "--master-bind-port", port)
+    options = {
+        "here": (*reach, "--processes", 2, "--sources", ""),
+        "elsewhere": (*reach, "--master", "--expect-workers", 2, "--sources", "127.0.0.1"),
+    }
+    down = f"http://127.0.0.1:{free_port()}"
+    _, said, _ = await to_end("hold", *options[where], server=down, folder=tmp_path, sessions=30_000)
+    if "nofile is too low" in said:
+        pytest.skip("the limit of open files is met before that of ports")
+    assert "the target is down" in said and "too few ports" not in said
+
+
+async def test_source_addresses_are_taken_as_they_are_needed(server, tmp_path):
+    code, said, run = await to_end("hold", "--sources", "", server=server, folder=tmp_path)
+    assert code == 0, said
+    assert run is not None
+    assert run.limits["source_addresses"] == "as many as needed"
+    assert run.steps[0].counts["connected"] == SESSIONS
 
 
 async def test_what_locust_forked_ends_with_the_refused_run(tmp_path):
