@@ -7,7 +7,8 @@ Beside metrics, ledger, `offered` and `achieved`, the rules read what the harnes
 not judged.
 
 - `Step.counts`: `asked` (sessions that the run was to come to), `wanted` and `connected` (sessions that were to be
-  there at the end of the step, and that were), `connects` and `connect_failures` (attempts), `watches_unconfirmed`,
+  there at the end of the step, and that were), `begun` (that have tried to connect), `connects` and
+  `connect_failures` (attempts), `watches_unconfirmed`,
   `harness_errors` (its own code raised), `address_errors`
   (EMFILE, EADDRNOTAVAIL), `negative_latencies`, `server_restarts` and `planned_restarts`, and what the kernel counted
   meanwhile: `listen_overflows`, `listen_drops`, `tcp_timeouts`, `swapped_pages`.
@@ -72,7 +73,7 @@ def fewer_sessions(step: Step) -> Iterator[Finding]:
 
 def never_begun(step: Step) -> Iterator[Finding]:
     """A run that ended while its sessions were still coming."""
-    asked, begun = step.counts.get("asked", 0), step.counts.get("connects", 0)
+    asked, begun = step.counts.get("asked", 0), step.counts.get("begun", 0)
     if begun < 0.99 * asked:
         yield "fatal", f"only {begun:,} of {asked:,} sessions had begun to connect when the run ended."
 

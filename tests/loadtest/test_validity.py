@@ -29,6 +29,7 @@ def a_run(**changes) -> Run:
         resources={"generator_cpu_percent": 40.0},
         counts={
             "connected": 1000,
+            "begun": 1000,
             "connects": 1200,
             "connect_failures": 3,
             "server_restarts": 1,
@@ -65,7 +66,7 @@ FAILURES = {"WS connect: Refused": 3, "REST batch: ProbeError": 9}
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("fatal", "no session was connected", {"counts": {"connected": 0}}),
     ("fatal", "only 980 of 1,000 sessions", {"counts": {"connected": 980, "connect_failures": 0}}),
-    ("fatal", "only 1,200 of 1,500 sessions had begun", {"counts": {"asked": 1500}}),
+    ("fatal", "only 1,000 of 1,500 sessions had begun", {"counts": {"asked": 1500}}),
     ("fatal", "13 clients failed silently", {"counts": {"watches_unconfirmed": 13}}),
     ("fatal", "failed 2 times", {"counts": {"harness_errors": 2}}),
     ("warning", "12 failures: REST batch: ProbeError (9), WS connect: Refused (3)", {"errors": FAILURES}),
