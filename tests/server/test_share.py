@@ -68,8 +68,8 @@ async def test_a_wait_is_no_work():
 async def test_work_that_holds_the_loop_is_followed_by_a_pause():
     async def works() -> None:
         await asyncio.sleep(0)
-        until = time.perf_counter() + 0.02
-        while time.perf_counter() < until:
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
             pass
 
     began = time.perf_counter()
