@@ -17,8 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from loadtest import sampling, slo
-from loadtest.engine import sources_for
+from loadtest import preflight, sampling, slo
 from loadtest.run import Phase, Run
 from loadtest.sampling import Processes, Sampler
 from loadtest.target import TARGET, Target
@@ -75,12 +74,8 @@ class Job:
     @property
     def sources(self) -> str:
         """Source addresses, separated by commas: one to each 12,000 connections, where the server is on loopback."""
-        if "sources" in self.options:
-            return self.options["sources"]
-        instances = self.target.instances
-        if not all(sampling.is_local(one.host) for one in instances):
-            return ""
-        return ",".join(sources_for(math.ceil(self.sessions / len(instances))))
+        named = self.options.get("sources", "")
+        return ",".join(preflight.source_addresses(named, self.sessions, self.target.instances))
 
 
 def scenarios() -> list[str]:

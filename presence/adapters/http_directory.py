@@ -52,11 +52,12 @@ class HttpDirectory:
             await self._session.close()
 
     async def friends(self, user: str) -> Sequence[str]:
-        path = f"friends/{user}"
-        return await self._answers.get(path, partial(self._ask, path)) or ()
+        return await self._ids(f"friends/{user}") or ()
 
     async def members(self, conversation: str) -> Sequence[str] | None:
-        path = f"conversations/{conversation}"
+        return await self._ids(f"conversations/{conversation}")
+
+    async def _ids(self, path: str) -> Ids | None:
         return await self._answers.get(path, partial(self._ask, path))
 
     async def contacts(self, user: str) -> frozenset[str]:

@@ -62,12 +62,12 @@ class Share:
     _turn: ClassVar[float] = 0.0  # when the next of the greedy may go on
 
     def __init__(self) -> None:
-        self._worked = 0.0  # s, less the modest share of the time that has gone by since
+        self._worked = 0.0  # s, of which the modest share of the time that goes by is taken off
         self._at = 0.0  # by `time.perf_counter`
 
     async def take(self, work: Coroutine[Any, Any, T]) -> T:
         """Do some work on the connection's input; leave others their turn when it has had more than its share."""
-        if self._worked - (time.perf_counter() - self._at) * MODEST > SLIGHT:
+        if self._taken(time.perf_counter()) > SLIGHT:
             await turn()
         took = [0.0]
         done = await _timed(work, took)
@@ -77,14 +77,17 @@ class Share:
 
     def note(self, took: float, now: float) -> float:
         """Return for how many s to leave others their turn, after work of ``took`` s that has ended ``now``."""
-        self._worked = max(0.0, self._worked - (now - took - self._at) * MODEST) + took
+        self._worked = self._taken(now - took) + took
         self._at = now
         if self._worked < STRETCH:
             return 0.0
-        turn = min(max(now, Share._turn), now + LONGEST)
-        Share._turn = turn + self._worked / GREEDY
+        begins = min(max(now, Share._turn), now + LONGEST)
+        Share._turn = begins + self._worked / GREEDY
         self._worked = 0.0
         return min(Share._turn - now, LONGEST)
+
+    def _taken(self, now: float) -> float:
+        return max(0.0, self._worked - (now - self._at) * MODEST)
 
 
 @types.coroutine

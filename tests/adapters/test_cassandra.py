@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import time
 import uuid
@@ -17,6 +16,7 @@ from presence.core.model import Change
 from presence.ports import HistoryUnavailable
 from tests.adapters.conftest import ONE_NODE, cassandra_session
 from tests.support.process import free_port
+from tests.support.turns import uncollected
 from tests.support.waiting import wait_until
 
 NOW = time.time_ns() // 1000
@@ -53,11 +53,8 @@ async def never_held():
             last, before, used = now, after, using
 
     task = asyncio.create_task(tick())
-    gc.disable()  # a full collection of all that the tests hold would be a turn's own work
-    try:
+    with uncollected():
         yield
-    finally:
-        gc.enable()
     assert not task.done()
     task.cancel()
     assert len(held) > 10
@@ -153,15 +150,12 @@ async def test_many_writes_leave_others_their_turns_and_are_bounded(history, ses
     changes = [change(users("u"), NOW + number) for number in range(2_000)]
     fewest, used, worked = IN_FLIGHT, time.thread_time(), []
     writing = asyncio.create_task(history.write(changes))
-    gc.disable()  # a full collection of all that the tests hold takes longer than any turn
-    try:
+    with uncollected():
         while not writing.done():
             await asyncio.sleep(0.001)
             worked.append(time.thread_time() - used)
             used += worked[-1]
             fewest = min(fewest, session._slots._value)
-    finally:
-        gc.enable()
     await writing
     assert len(worked) > 10  # others had their turns
     assert max(worked) < sum(worked) / 2  # all the time

@@ -254,23 +254,24 @@ def test_a_beat_of_one_that_connects_for_the_first_time_is_no_action():
     assert (stage.crowd.counts["offered"], stage.crowd.counts["made"], stage.crowd.counts["prevented"]) == (1, 1, 0)
 
 
-def test_who_was_refused_counts_from_when_it_was_to_come():
+def there_at_the_fourth_try() -> Stage:
+    """The star has been refused three times, and is connected 12 s after it was to come."""
     stage = Stage()
     stage.crowd.connect(stage.star, START)
     for attempt in range(3):
         stage.crowd.on_refused(stage.star.conn, "connection refused", stage.engine.now())
         stage.to(4 * (attempt + 1))
     stage.connected(stage.star)
+    return stage
+
+
+def test_who_was_refused_counts_from_when_it_was_to_come():
+    stage = there_at_the_fourth_try()
     assert stage.take() == {"WS connect": [12.0], "STOMP CONNECTED": [12.0]}
 
 
 def test_who_tries_again_or_returns_has_begun_once():
-    stage = Stage()
-    stage.crowd.connect(stage.star, START)
-    for attempt in range(3):
-        stage.crowd.on_refused(stage.star.conn, "connection refused", stage.engine.now())
-        stage.to(4 * (attempt + 1))
-    stage.connected(stage.star)
+    stage = there_at_the_fourth_try()
     stage.crowd.leave(stage.star, stage.engine.now())
     stage.come(stage.star)
     assert (stage.crowd.counts["begun"], stage.crowd.counts["connects"]) == (1, 5)

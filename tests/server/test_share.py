@@ -9,6 +9,7 @@ import time
 import pytest
 
 from presence.server.share import LONGEST, STRETCH, Share, Turns
+from tests.support.turns import counted_turns
 
 
 @pytest.fixture(autouse=True)
@@ -104,16 +105,9 @@ async def test_what_goes_wrong_in_the_work_comes_out_and_a_cancellation_goes_in(
 
 async def counted(work) -> list[int]:
     """In which turn of the loop each piece of the work was done; ``work`` gets what it calls at each of them."""
-    turns, done = [0], []
-    loop = asyncio.get_running_loop()
-
-    def next_turn() -> None:
-        turns[0] += 1
-        ticking[0] = loop.call_soon(next_turn)
-
-    ticking = [loop.call_soon(next_turn)]
-    await work(lambda: done.append(turns[0]))
-    ticking[0].cancel()
+    done: list[int] = []
+    with counted_turns() as turn:
+        await work(lambda: done.append(turn()))
     return done
 
 

@@ -23,6 +23,7 @@ from presence.server.websocket import OUT_LIMIT, PACK_BYTES, Endpoint, EndpointL
 from presence.service import Rules
 from tests.support.stomp_client import QUEUE, Frame, decode, encode
 from tests.support.stub_store import StubStore, service_on, tell
+from tests.support.turns import counted_turns
 from tests.support.waiting import wait_until
 
 SECRET = b"a secret of the tests, of 32 bytes and more"
@@ -655,17 +656,10 @@ async def test_what_could_not_be_told_while_the_directory_was_away_is_told_when_
 
 async def test_of_many_requests_at_once_one_is_begun_in_each_turn_of_the_loop(stage):
     """Red where all are: who waits for an answer to a heartbeat waits for all of them."""
-    turns, begun = 0, []
-
-    def next_turn() -> None:
-        nonlocal turns
-        turns += 1
-        ticking[0] = asyncio.get_running_loop().call_soon(next_turn)
-
-    ticking = [asyncio.get_running_loop().call_soon(next_turn)]
-    stage.on_request = lambda: begun.append(turns)
+    begun: list[int] = []
     scopes = [{"type": "http", "path": f"/{number}"} for number in range(20)]
-    await asyncio.gather(*(stage.endpoint(scope, None, None) for scope in scopes))
-    ticking[0].cancel()
+    with counted_turns() as turn:
+        stage.on_request = lambda: begun.append(turn())
+        await asyncio.gather(*(stage.endpoint(scope, None, None) for scope in scopes))
     assert stage.requests == scopes
     assert len(set(begun)) == 20
