@@ -112,6 +112,8 @@ class _Pair(NamedTuple):
     """Settled edges that were made since the watcher was told anything."""
     silent: float = 0.0
     """When the first of these was made, or, while there is none, the last word came; s."""
+    about: float = -inf
+    """When the edge was made of which the watcher was told last, as is believed, and others followed; s."""
 
 
 _NEW: Final = _Pair(0, online=False, version=-1)
@@ -241,7 +243,8 @@ class Ledger:
         self._watched.setdefault(watcher, []).append(user)
         first = self._first_after(record, state, at)
         early = first == record.end and state != record.heard
-        record.keep(watcher, _Pair(first, state, version, at, early))
+        # Whatever the snapshot is about, nothing from before it was to be told.
+        record.keep(watcher, _Pair(first, state, version, at, early, silent=at, about=inf))
         if early or first < record.end:
             self._unsettled.add(user)
 
@@ -356,9 +359,11 @@ class Ledger:
         upto = pair.next
         while upto < record.end and record.edges[upto - record.base].at <= before:
             upto += 1
-        if pair.next < upto < record.end:
-            edge, opposite = record.edges[upto - 1 - record.base : upto + 1 - record.base]
-            if edge.online != pair.online and opposite.at - edge.at <= _UNDER_WAY:
+        if pair.next < upto and before < inf:
+            edge = record.edges[upto - 1 - record.base]
+            back = record.edges[upto - record.base].at if upto < record.end else inf
+            soon = back - edge.at <= _UNDER_WAY or self._is_unsure(pair, edge, min(back, at))
+            if edge.online != pair.online and soon:
                 upto -= 1  # the two are judged together
         return self._judge(record, pair, upto)._replace(since=at, owed=pair.owed or pair.next < upto)
 
@@ -373,7 +378,7 @@ class Ledger:
             self._judge(record, pair, n)
             edge = record.edges[n - record.base]
             self._receive(edge, at)
-            return _Pair(n + 1, online, version, at, silent=at), edge
+            return _Pair(n + 1, online, version, at, silent=at, about=edge.at), edge
         if online == pair.online and (snapshot or (online == record.heard and pair.next == record.end)):
             self._result.duplicated += not snapshot
             return pair._replace(version=version, since=at, untold=0, silent=at), None
@@ -412,16 +417,25 @@ class Ledger:
             back = edges[i + 1].at if i + 1 < len(edges) else inf
             # A burst may be told as what it comes to; ten changes and more that take longer are no burst.
             forgotten = untold >= _SPARED and edge.at - silent > _UNDER_WAY
+            spared = (back - edge.at <= _UNDER_WAY and not forgotten) or (i == 0 and self._is_unsure(pair, edge, back))
             if edge.at > silent:
                 silent = silent if untold else edge.at
                 untold += 1
             # An edge back to what the watcher is shown needs no telling; one away from it must be taken back soon.
-            if edge.online == pair.online or (back - edge.at <= _UNDER_WAY and not forgotten):
+            if edge.online == pair.online or spared:
                 self._result.cancelled += 1
             else:
                 self._result.missing += 1
             self._result.expected += 1
         return pair._replace(next=upto, untold=untold, silent=silent)
+
+    def _is_unsure(self, pair: _Pair, edge: Edge, back: float) -> bool:
+        """The last word may have been about the way `back` from `edge`: just made then, or not known here yet.
+
+        Then what it was taken to be about went untold with `edge`, which soon took it back.
+        """
+        untold = pair.untold == 0 and edge.at - pair.about <= _UNDER_WAY
+        return untold and edge.at < pair.silent and back - pair.silent <= self._late
 
     def _receive(self, edge: Edge, at: float) -> None:
         self._result.expected += 1

@@ -492,6 +492,43 @@ def test_only_the_newest_of_several_changes_may_be_told(ledger):
     assert (result.received, result.cancelled, faults(result)) == (1, 2, {})
 
 
+@pytest.mark.parametrize(("stayed", "missing"), [(0.5, 0), (1.5, 1)])
+@pytest.mark.parametrize("known", [12.9, 13.1])
+@pytest.mark.parametrize("taken", [12.95, 13.05, 15.6, 17.0, 18.05, 25.0])
+def test_a_word_may_be_about_the_second_coming_when_the_first_was_short(ledger, stayed, missing, known, taken):
+    """The first was taken back before it was told; the answer to the second CONNECT may be read after the notice."""
+    ledger.session_ended("u", "s", 5.0, "disconnect")
+    ledger.told("w", "u", False, 2, False, 5.1)
+    ledger.session_opened("u", "s", 10.0)
+    ledger.session_ended("u", "s", 10.0 + stayed, "disconnect")
+    total = LedgerResult()
+    for at, what in sorted([(known, "connect"), (13.0, "notice"), (taken, "take")]):
+        if what == "connect":
+            ledger.session_opened("u", "s", at)
+        elif what == "notice":
+            ledger.told("w", "u", True, 5, False, at)
+        else:
+            total += ledger.take(at)
+    result = total + ledger.close(30.0)
+    assert (result.received, result.missing, result.cancelled, result.late) == (2, missing, 2 - missing, 0)
+
+
+@pytest.mark.parametrize(("known", "missing"), [(12.99, 0), (13.01, 0), (18.01, 1)])
+def test_a_snapshot_may_be_of_a_coming_that_is_not_known_yet(ledger, known, missing):
+    """Or of what was before the user went, 3 s ago; then that it went is to be told."""
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    if known < 13.0:
+        ledger.session_opened("u", "s", known)
+    ledger.told("x", "u", True, 5, True, 12.9)
+    ledger.watching("x", "u", 13.0)
+    ledger.watcher_gone("w", 13.0)
+    total = ledger.take(15.5)
+    if known > 13.0:
+        ledger.session_opened("u", "s", known)
+    total += ledger.close(30.0)
+    assert (faults(total).get("missing", 0), total.received) == (missing, 0)
+
+
 def test_an_older_version_is_out_of_order(ledger):
     ledger.session_ended("u", "s", 10.0, "disconnect")
     ledger.told("w", "u", False, 7, False, 10.1)
