@@ -68,7 +68,7 @@ class Connection:
     """One session; made by `Engine.connect`. Whatever is sent when it is not open, or frozen, is not sent."""
 
     __slots__ = (
-        "_engine", "_fd", "_frozen", "_hello", "_out", "_reader", "_socket", "_stage", "handler", "owner", "state",
+        "_engine", "_frozen", "_hello", "_out", "_reader", "_socket", "_stage", "fd", "handler", "owner", "state",
         "upgraded_at",
     )  # fmt: skip
 
@@ -100,7 +100,8 @@ class Connection:
         """When the WebSocket was there (`time.monotonic`, s); 0.0 until then."""
         self._engine = engine
         self._socket = socket
-        self._fd = socket.fileno() if socket else -1
+        self.fd = socket.fileno() if socket else -1
+        """Of the socket, while there is one (for the engine)."""
         self._stage = _CONNECTING
         self._frozen = False
         self._hello: Callable[[], bytes] | None = hello
@@ -163,7 +164,7 @@ class Connection:
         self._stage = _CLOSED
         self._reader, self._out, self._hello = None, b"", None
         if self._socket is not None:
-            self._engine.forget(self._fd)
+            self._engine.forget(self.fd)
             if reset:
                 self._socket.setsockopt(constants.SOL_SOCKET, constants.SO_LINGER, _LINGER_RESET)
             self._socket.close()  # and thereby out of epoll
@@ -172,13 +173,13 @@ class Connection:
         """Read nothing until `thaw`, as a process that is stopped: not even that the server closed."""
         if not self._frozen and self._stage < _CLOSING and self._socket is not None:
             self._frozen = True
-            self._engine.epoll.unregister(self._fd)
+            self._engine.epoll.unregister(self.fd)
 
     def thaw(self) -> None:
         """Go on; what came in the meantime is read now."""
         if self._frozen and self._stage < _CLOSING:
             self._frozen = False
-            self._engine.epoll.register(self._fd, _WRITE if self._out else _READ)
+            self._engine.epoll.register(self.fd, _WRITE if self._out else _READ)
 
     def _write(self, data: bytes) -> None:
         assert self._socket is not None
@@ -193,7 +194,7 @@ class Connection:
             return  # epoll tells of it, and the end is told from there
         if sent < len(data):
             self._out = data[sent:]
-            self._engine.epoll.modify(self._fd, _WRITE)
+            self._engine.epoll.modify(self.fd, _WRITE)
 
     def end(self, reason: str, at: float) -> None:
         """Drop the connection and tell its owner why (for the engine)."""
@@ -214,7 +215,7 @@ class Connection:
                 return self.end(reason_of(failed), monotonic())
             self._stage = _UPGRADING
         if event & EPOLLOUT:
-            self._engine.epoll.modify(self._fd, _READ)
+            self._engine.epoll.modify(self.fd, _READ)
             data, self._out = self._out, b""
             self._write(data)
         if event & (EPOLLIN | EPOLLHUP | EPOLLERR):

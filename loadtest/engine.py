@@ -144,9 +144,8 @@ class Engine:
             self._loop.run_callback(self._guard, conn.end, reason_of(error.errno), monotonic())
             return conn
         conn = Connection(self, handler, socket, request, hello, key)
-        fd = socket.fileno()
-        self._connections[fd] = conn
-        self.epoll.register(fd, EPOLLIN | EPOLLOUT)
+        self._connections[conn.fd] = conn
+        self.epoll.register(conn.fd, EPOLLIN | EPOLLOUT)
         return conn
 
     def _start(self, socket: Socket, address: tuple[str, int]) -> None:

@@ -15,6 +15,7 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
+from sys import intern
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self
 
@@ -182,7 +183,7 @@ class Ledger:
         """
         self._pass_to(at)
         record = self._user(user)
-        record.sessions[session] = None
+        record.sessions[intern(session)] = None  # of thousands it is the first
         self._edge(user, record, at, "connect", intended)
 
     def session_ended(self, user: str, session: str, at: float, how: str, intended: float | None = None) -> None:

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha1
 from os import urandom
+from sys import intern
 from typing import NamedTuple
 
 from presence.stomp.errors import StompError
@@ -180,7 +181,7 @@ class Reader:
             while (one := parser.next_frame()) is not None:
                 if one.command == "CONNECTED":
                     # What follows is escaped as the agreed version has it; a server of 1.0 names none.
-                    parser.version = one.headers.get("version", "1.0")
+                    parser.version = intern(one.headers.get("version", "1.0"))  # the same for thousands
                 found.append(one)
         except (StompError, KeyError) as error:  # KeyError: a version there is not
             raise WireError(f"STOMP: {error}") from None
