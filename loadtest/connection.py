@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from os import strerror
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from loadtest import wire
 
@@ -33,6 +33,27 @@ _REASONS = {
 def reason_of(number: int | None) -> str:
     """Return what an errno means to who runs the test."""
     return _REASONS.get(number or 0) or strerror(number or 0).lower()
+
+
+class Opening(NamedTuple):
+    """What a session is opened with. Each part of it is made when it is sent: thousands may be waiting for that."""
+
+    address: tuple[str, int]
+    path: str
+    token: str | Callable[[], str]
+    upgrade: Mapping[str, str]
+    connect: Mapping[str, str]
+
+    def request(self, key: bytes) -> bytes:
+        """Return the HTTP request, with a ``Sec-WebSocket-Key``."""
+        return wire.upgrade_request(f"{self.address[0]}:{self.address[1]}", self.path, key, self.upgrade)
+
+    def hello(self) -> bytes:
+        """Return the CONNECT frame."""
+        token = self.token if isinstance(self.token, str) else self.token()
+        authorized = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"accept-version": "1.2", "host": self.address[0], "heart-beat": "0,0", **authorized, **self.connect}
+        return wire.stomp("CONNECT", headers)
 
 
 class Handler(Protocol):
@@ -68,7 +89,7 @@ class Connection:
     """One session; made by `Engine.connect`. Whatever is sent when it is not open, or frozen, is not sent."""
 
     __slots__ = (
-        "_engine", "_frozen", "_hello", "_out", "_reader", "_socket", "_stage", "fd", "handler", "owner", "state",
+        "_engine", "_frozen", "_opening", "_out", "_reader", "_socket", "_stage", "fd", "handler", "owner", "state",
         "upgraded_at",
     )  # fmt: skip
 
@@ -77,9 +98,7 @@ class Connection:
         engine: Engine,
         handler: Handler,
         socket: Socket | None,
-        request: bytes,
-        hello: Callable[[], bytes],
-        key: bytes,
+        opening: Opening,
     ) -> None:
         """Begin with a socket that connects.
 
@@ -87,9 +106,7 @@ class Connection:
             engine: What it belongs to.
             handler: What is told.
             socket: None if there is none to be had: then `end` is called soon.
-            request: The upgrade.
-            hello: Makes the CONNECT frame, once the WebSocket is there: thousands may be waiting for that.
-            key: The ``Sec-WebSocket-Key`` of the request.
+            opening: What is said first.
         """
         self.handler = handler
         self.owner: Any = None
@@ -104,9 +121,9 @@ class Connection:
         """Of the socket, while there is one (for the engine)."""
         self._stage = _CONNECTING
         self._frozen = False
-        self._hello: Callable[[], bytes] | None = hello
-        self._out = request  # what the socket did not take yet; epoll looks for room as long as there is something
-        self._reader: wire.Reader | None = wire.Reader(key)
+        self._opening: Opening | None = opening
+        self._out = b""  # what the socket did not take yet; epoll looks for room as long as there is something
+        self._reader: wire.Reader | None = None
 
     @property
     def is_open(self) -> bool:
@@ -162,7 +179,7 @@ class Connection:
         if self._stage == _CLOSED:
             return
         self._stage = _CLOSED
-        self._reader, self._out, self._hello = None, b"", None
+        self._reader, self._out, self._opening = None, b"", None
         if self._socket is not None:
             self._engine.forget(self.fd)
             if reset:
@@ -179,7 +196,7 @@ class Connection:
         """Go on; what came in the meantime is read now."""
         if self._frozen and self._stage < _CLOSING:
             self._frozen = False
-            self._engine.epoll.register(self.fd, _WRITE if self._out else _READ)
+            self._engine.epoll.register(self.fd, _WRITE if self._out or self._stage == _CONNECTING else _READ)
 
     def _write(self, data: bytes) -> None:
         assert self._socket is not None
@@ -213,13 +230,18 @@ class Connection:
             failed = self._socket.getsockopt(constants.SOL_SOCKET, constants.SO_ERROR)
             if failed:
                 return self.end(reason_of(failed), monotonic())
-            self._stage = _UPGRADING
+            self._ask()
         if event & EPOLLOUT:
             self._engine.epoll.modify(self.fd, _READ)
             data, self._out = self._out, b""
             self._write(data)
         if event & (EPOLLIN | EPOLLHUP | EPOLLERR):
             self._read()
+
+    def _ask(self) -> None:
+        assert self._opening is not None
+        key = wire.new_key()
+        self._stage, self._reader, self._out = _UPGRADING, wire.Reader(key), self._opening.request(key)
 
     def _read(self) -> None:
         assert self._socket is not None and self._reader is not None
@@ -238,9 +260,9 @@ class Connection:
             return self.end(str(error), at)
         if self._stage == _UPGRADING and self._reader.upgraded:
             self._stage, self.upgraded_at = _GREETING, at
-            assert self._hello is not None
-            self.send_text(self._hello())
-            self._hello = None
+            assert self._opening is not None
+            self.send_text(self._opening.hello())
+            self._opening = None
         for one in found:
             if isinstance(one, wire.Control):
                 self._on_control(one, at)

@@ -9,6 +9,7 @@ import json
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import Any, Generic, TypeVar
 
@@ -378,13 +379,14 @@ class Crowd:
         session.intended = intended
         number = session.number % len(self._addresses)
         path = self.target.instances[number].path
-        token = self.target.token(session.user)
-        upgrade, connect = {}, {}
-        if self.target.token_in == "upgrade":  # noqa: S105
-            upgrade, token = {"Authorization": f"Bearer {token}"}, ""
-        elif self.target.token_in == "passcode":  # noqa: S105
-            connect, token = {"login": session.user, "passcode": token}, ""
-        conn = self.engine.connect(self._addresses[number], path, self, token=token, upgrade=upgrade, connect=connect)
+        dial = partial(self.engine.connect, self._addresses[number], path, self)
+        token_in, token = self.target.token_in, partial(self.target.token, session.user)
+        if token_in == "upgrade":  # noqa: S105
+            conn = dial(token="", upgrade={"Authorization": f"Bearer {token()}"})
+        elif token_in == "passcode":  # noqa: S105
+            conn = dial(token="", connect={"login": session.user, "passcode": token()})
+        else:
+            conn = dial(token=token)
         conn.owner = session
         session.conn = conn
         self._dialling[conn] = self.engine.now() + CONNECT_LIMIT

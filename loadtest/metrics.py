@@ -86,7 +86,7 @@ class Histogram:
         """The histogram back from `encode`."""
         hdr = HdrHistogram(1, MAX_US, DIGITS, hdr_payload=HdrHistogramEncoder.decode(text.encode("ascii")))
         histogram = cls.__new__(cls)
-        histogram._hdr = hdr
+        histogram._hdr = hdr  # noqa: SLF001 (its own)
         return histogram
 
 
