@@ -31,6 +31,13 @@ SERVER_FILES = 512
 
 USER = "loadtest-preflight"
 
+_BATCH = 1_000
+"""Ids that are asked for at a time: no more are allowed (WIRE §3)."""
+_IDS_PER_SECOND = 4_000
+"""A little less than is allowed (WIRE §6)."""
+_LOOK = 1.0
+"""Seconds between two looks at who is online still."""
+
 
 class PreflightError(Exception):
     """The run cannot be: one line that says what is wrong and what would help."""
@@ -202,14 +209,50 @@ def check_server(instance: Instance, target: Target) -> None:
     _open(instance, token)
 
 
+def await_offline(target: Target, users: Sequence[str], asker: str = USER) -> int:
+    """Wait until nobody of a run before is online under these names: the ends of thousands of sessions take a while.
+
+    A lease is waited for, and a little more; a server that does not answer such questions is not.
+
+    Args:
+        asker: a user of its own for each process: rates are limited by user.
+
+    Returns:
+        How many of the last who were looked at are online still.
+    """
+    until = time.monotonic() + target.lease + BUSY
+    for start in range(0, len(users), _BATCH):
+        ids = users[start : start + _BATCH]
+        while online := _online(target, ids, asker):
+            if time.monotonic() > until:
+                return online
+            time.sleep(_LOOK)
+        time.sleep(_BATCH / _IDS_PER_SECOND)
+    return 0
+
+
+def _online(target: Target, ids: Sequence[str], asker: str) -> int:
+    try:
+        status, body = _ask(target.instances[0], target.token(asker), "/batch", json.dumps(ids).encode())
+        if status in (429, 503):
+            return len(ids)  # nothing is known yet
+        found = json.loads(body) if status == 200 else {}
+        return sum(state["isOnline"] is True for state in found.values())
+    except (PreflightError, ValueError, AttributeError, TypeError, KeyError):
+        return 0
+
+
 def _get(instance: Instance, token: str) -> tuple[int, bytes]:
+    return _ask(instance, token, f"/check/{USER}")
+
+
+def _ask(instance: Instance, token: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
     parts = urlsplit(instance.http)
     assert parts.hostname is not None
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=ANSWER)
+    headers = {"Authorization": f"Bearer {token}"} | ({"Content-Type": "application/json"} if body else {})
     try:
-        connection.request(
-            "GET", f"{parts.path}/api/presence/check/{USER}", headers={"Authorization": f"Bearer {token}"}
-        )
+        connection.request("POST" if body else "GET", f"{parts.path}/api/presence{path}", body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read(65_536)
     except (OSError, http.client.HTTPException) as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from loadtest import preflight
 from loadtest.preflight import (
     PreflightError,
+    await_offline,
     check_embedded,
     check_files,
     check_ports,
@@ -34,12 +37,21 @@ def impatient(monkeypatch):
 
 
 @contextmanager
-def answering(rest=(200, b'{"isOnline": false}'), upgrade=101, *, first=()):
-    """A server that answers REST and upgrades in one way, to `first` requests in others; yields the target."""
+def answering(rest=(200, b'{"isOnline": false}'), upgrade=101, *, first=(), posted=None):
+    """A server that answers REST and upgrades in one way, to `first` requests in others; yields the target.
+
+    What is posted is added to `posted`.
+    """
     others = list(first)
+    posted = [] if posted is None else posted
 
     class Answers(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            asked = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append(json.loads(asked))
+            self.do_GET()
 
         def do_GET(self):
             status, body = (upgrade, b"") if self.path == "/ws" else others.pop(0) if others else rest
@@ -188,3 +200,33 @@ def test_a_server_that_is_busy_with_the_run_before_is_waited_for(monkeypatch):
     monkeypatch.setattr(preflight, "BUSY", 30.0)
     with answering(first=[(503, b'{"detail": "unknown for now"}')]) as target:
         check_server(target.instances[0], target)
+
+
+def states(**online):
+    return 200, json.dumps(
+        {user: {"userId": user, "isOnline": is_online} for user, is_online in online.items()}
+    ).encode()
+
+
+def test_who_is_online_of_the_run_before_is_waited_for(monkeypatch):
+    monkeypatch.setattr(preflight, "BUSY", 20.0)
+    monkeypatch.setattr(preflight, "_LOOK", 0.01)
+    monkeypatch.setattr(preflight, "_BATCH", 2)
+    posted: list[list[str]] = []
+    not_yet = [states(a=True, b=False), (429, b""), (503, b""), states(a=False, b=True), states(a=False, b=False)]
+    with answering(states(c=False), first=not_yet, posted=posted) as target:
+        assert await_offline(target, ["a", "b", "c"]) == 0
+    assert posted == [["a", "b"]] * 5 + [["c"]]
+
+
+def test_who_stays_online_is_not_waited_for_longer_than_a_lease(monkeypatch):
+    monkeypatch.setattr(preflight, "_LOOK", 0.01)
+    with answering(states(a=True, b=True)) as target:
+        assert await_offline(replace(target, lease=0.05), ["a", "b"]) == 2
+
+
+@pytest.mark.parametrize("answer", [(404, b""), (200, b"<html>"), (200, b"[]"), (200, b'{"a": 1}')])
+def test_a_server_that_cannot_say_who_is_online_is_not_waited_for(answer):
+    with answering(answer) as target:
+        assert await_offline(target, ["a"]) == 0
+    assert await_offline(target, ["a"]) == 0  # it is down
