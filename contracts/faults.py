@@ -4,6 +4,7 @@
 - `Unreachable`: nobody listens there; that says nothing of the server's conduct.
 - `Untrusted`: the same of a server that cannot prove who it is.
 - `Misused`: the case asks for what cannot be done.
+- `NotUndone`: what the case broke on purpose stays broken.
 - `TargetUnusable`: no case can be run at all.
 """
 
@@ -37,6 +38,10 @@ class Untrusted(Unreachable):
 
 class Misused(Exception):
     """A fault of the case itself."""
+
+
+class NotUndone(Exception):
+    """A hook that brings back what a case took away has failed: one line."""
 
 
 class TargetUnusable(Exception):

@@ -99,6 +99,8 @@ class Result:
     reason: str | None = None
     """Of an error, of what is unsupported or was not run: one line."""
     transcript: Sequence[Entry] = ()
+    left: str | None = None
+    """What of the target the case left broken, in one line: what came after it would not find a whole server."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from importlib import metadata
 
 from contracts.cases import has_other_ids
 from contracts.client import Refused
-from contracts.faults import Failed, Misused, TargetUnusable, Unreachable
+from contracts.faults import Failed, Misused, NotUndone, TargetUnusable, Unreachable
 from contracts.model import NOT_CHOSEN, SHORT_LEASE, STOPPED, TOO_LONG, Case, Class, Clause, Level, Outcome, Result, Run
 from contracts.steps import take
 from contracts.story import Story, seconds
@@ -31,6 +31,10 @@ _LATE = 1.0
 """s: when that limit is noticed later than this, the runner itself was held up."""
 _CLOSE_LIMIT = 75.0
 """s: for the end of a case: at most one command of the target, and its connections."""
+_BACK_LEASES = 5
+"""Leases: how soon an instance answers again after a case has broken something, plus the limit of an answer."""
+_POLL = 0.1
+"""s: between two questions whether it does."""
 
 
 async def run(
@@ -71,9 +75,13 @@ async def run(
         await look_at(target)
     results: dict[str, Result] = {}
     stop = asyncio.Event()
+    # What cases have left broken: whoever came after that would blame a server that is not whole.
+    left: list[str] = []
 
     def note(result: Result) -> None:
         results[result.case.id] = result
+        if result.left:
+            left.append(result.left)
         if fail_fast and result.outcome in {Outcome.FAILED, Outcome.ERROR}:
             stop.set()
         if finished is not None:
@@ -92,7 +100,7 @@ async def run(
 
     async def play(case: Case) -> None:
         async with places:
-            if not stop.is_set():
+            if not left and not stop.is_set():
                 note(await run_case(case, target, name, started, tokens))
 
     # The longest first: then the run takes hardly longer than they do.
@@ -103,7 +111,7 @@ async def run(
         await play(case)
     for case in applying:
         if case.id not in results:
-            note(Result(case, Outcome.NOT_RUN, reason=STOPPED))
+            note(Result(case, Outcome.NOT_RUN, reason=left[0] if left else STOPPED))
     return Run(
         target=target.file,
         summary=target.summary,
@@ -181,15 +189,14 @@ async def run_case(case: Case, target: Target, name: str, started: float, tokens
         outcome, reason = Outcome.ERROR, f"{type(fault).__name__}: {fault}"
     finally:
         story.clock = None
-        # Also when the run is stopped; and shielded, so that a second stop cannot leave sockets open.
-        try:
-            async with asyncio.timeout(_CLOSE_LIMIT):
-                await asyncio.shield(story.close())
-        except TimeoutError:
-            outcome, reason = Outcome.ERROR, "its connections could not be closed"
-        except Exception as fault:  # noqa: BLE001 (as above)
-            outcome, reason = Outcome.ERROR, f"its end went wrong: {type(fault).__name__}: {fault}"
+        wrong, left = await _end(story)
+    if story.broke and left is None:
+        left = await _missing(story)
     passed = outcome is Outcome.PASSED
+    if wrong or left:
+        # What the server did wrong before stays its fault.
+        outcome = Outcome.ERROR if passed else outcome
+        reason = "; ".join(one for one in dict.fromkeys([reason, wrong, left]) if one)
     return Result(
         case,
         outcome,
@@ -199,7 +206,52 @@ async def run_case(case: Case, target: Target, name: str, started: float, tokens
         actual=story.without_tokens(actual) if actual else None,
         reason=story.without_tokens(reason) if reason else None,
         transcript=tuple(story.transcript),
+        left=story.without_tokens(left) if left else None,
     )
+
+
+async def _end(story: Story) -> tuple[str | None, str | None]:
+    """Close a story, also when the run is stopped.
+
+    Returns:
+        what went wrong, and what of the target stays broken, in one line each.
+    """
+    try:
+        async with asyncio.timeout(_CLOSE_LIMIT):
+            # Shielded, so that a second stop cannot leave sockets open.
+            await asyncio.shield(story.close())
+    except NotUndone as fault:
+        return str(fault), str(fault)
+    except TimeoutError:
+        return "its connections could not be closed", None
+    except Exception as fault:  # noqa: BLE001 (a fault of the suite is an outcome, too)
+        return f"its end went wrong: {type(fault).__name__}: {fault}", None
+    return None, None
+
+
+async def _missing(story: Story) -> str | None:
+    """Wait until each instance answers again; which one does not, in one line."""
+    limit = _BACK_LEASES * story.target.lease + story.limit
+    for number in range(1, len(story.target.instances) + 1):
+        try:
+            async with asyncio.timeout(limit):
+                while not await _answers(story, number):
+                    await asyncio.sleep(_POLL)
+        except TimeoutError:
+            return f"instance {number} does not answer again, {limit:g} s after {story.case.id}"
+        except Misused as fault:
+            return str(fault)
+    return None
+
+
+async def _answers(story: Story, number: int) -> bool:
+    user = story.user("probe")
+    path, token = f"/api/presence/check/{user}", await story.token(user)
+    try:
+        answer = await story.request("GET", path, caller=user, token=token, instance=number, quiet=True)
+    except (Failed, Unreachable):
+        return False
+    return answer.status == 200
 
 
 def _slowest(case: Case, times: Sequence[float]) -> str:
