@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
 import re
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -129,9 +132,9 @@ class Sloppy:
                 except ConnectionClosed:
                     return
 
-        for socket, users in self.watching.items():
+        for watcher, users in self.watching.items():
             if user in users and not self.mute:
-                task = asyncio.create_task(later(socket))
+                task = asyncio.create_task(later(watcher))
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
 
@@ -434,6 +437,46 @@ async def test_after_an_instance_that_does_not_come_back_no_case_is_run(short):
         found = (await run(target(port, hooks=STOP), cases, CLAUSES, probe=False)).results
     gone = "instance 1 does not answer again, 0.5 s after one"
     assert [(one.outcome, one.reason) for one in found] == [(Outcome.ERROR, gone), (Outcome.NOT_RUN, gone)]
+
+
+@asynccontextmanager
+async def deaf() -> AsyncIterator[int]:
+    """The port of a machine that does not even answer a SYN: its queue of connections is full."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for one in (first, second):
+            one.setblocking(False)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await loop.sock_connect(one, listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("step", [{"get": "/x"}, {"open": "ann"}], ids=["rest", "websocket"])
+async def test_what_ends_before_there_is_a_connection_says_nothing_of_the_server(monkeypatch, short, step):
+    monkeypatch.setattr(story.Story, "request", functools.partialmethod(story.Story.request, limit=0.5))
+
+    async def reason(to: Target) -> str:
+        found = (await run(to, [case(step)], CLAUSES, probe=False)).results[0]
+        assert found.outcome is Outcome.ERROR, found.actual
+        assert str(found.reason).startswith("the server cannot be reached: ")
+        return str(found.reason)
+
+    async with deaf() as port:
+        assert (await reason(target(port))).endswith("no TCP connection within 0.5 s")
+    # No TCP connection leads to a broadcast address.
+    nowhere = Instance("http://255.255.255.255:1", "ws://255.255.255.255:1")
+    assert "255.255.255.255" in await reason(target(1, instances=[nowhere]))
+
+
+@pytest.mark.parametrize("step", [{"get": "/x"}, {"open": "ann"}], ids=["rest", "websocket"])
+async def test_what_is_silent_over_a_connection_fails(monkeypatch, short, step):
+    monkeypatch.setattr(story.Story, "request", functools.partialmethod(story.Story.request, limit=0.5))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        found = (await run(target(listening.getsockname()[1]), [case(step)], CLAUSES, probe=False)).results[0]
+    assert (found.outcome, found.actual) == (Outcome.FAILED, "none came" if "get" in step else "none was opened")
 
 
 async def test_the_end_of_a_case_may_go_wrong(monkeypatch):
