@@ -188,7 +188,7 @@ def directory(target: Path | None) -> None:
 @click.option("--class", "conformance", type=click.Choice([one.value for one in Class]), help="Cases of this class.")
 @click.option("--level", "levels", multiple=True, type=click.Choice([one.value for one in Level], case_sensitive=False))
 @click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
-@click.option("--patient", is_flag=True, help="Also the cases that wait for a minute.")
+@click.option("--patient", is_flag=True, help="Also the cases that wait for longer than a minute.")
 @click.option("--strict", is_flag=True, help="A SHOULD that fails counts like a MUST.")
 @click.option("--junit", type=_file, help="Write the results for a CI system.")
 @click.option("--json", "json_", type=_file, help="Write all there is to know of the run.")

@@ -123,7 +123,7 @@ class Run:
 NOT_CHOSEN = "not chosen"
 """How the reason ends of a case that the run's options left out; before it may stand by which."""
 STOPPED = "another case had failed before"
-TOO_LONG = "it waits for a minute (--patient)"
+TOO_LONG = "it waits for longer than a minute (--patient)"
 
 SHORT_LEASE = 5.0
 """s: what `needs = ["short-lease"]` asks for."""

@@ -234,6 +234,8 @@ def text(run: Run, *, strict: bool = False) -> str:
         lines += ["", *_told(one, run.clauses)]
     if why := reasons(run):
         lines += ["", *(f"{outcome.value:>11}  {count:>4}  {reason}" for outcome, reason, count in why)]
+        if patient := [one.case.id for one in run.results if one.reason == TOO_LONG]:
+            lines += ["", f"Only with --patient: {', '.join(patient)}"]
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from contracts.cases import load_cases
 from contracts.clauses import load_clauses
 from contracts.html import to_html
 from contracts.junit import to_junit
-from contracts.model import Class, Level, Outcome, Result
+from contracts.model import TOO_LONG, Class, Level, Outcome, Result
 from contracts.report import State
 from contracts.target import Instance, Target
 from tests.contracts.made_up import TRANSCRIPT, broken, clause, failed, not_run, passed, run, unsupported
@@ -135,7 +135,7 @@ def test_what_applies_is_what_the_runner_would_run(more):
     [
         (left_out(reason="of class full, not chosen"), "1 of 2 cases chosen"),
         (left_out(reason="another case had failed before"), "stopped after 1 of 2 cases"),
-        (left_out(reason="it waits for a minute (--patient)"), None),
+        (left_out(reason=TOO_LONG), None),
         (left_out(needs=frozenset({"instances"})), None),
         (left_out(needs=frozenset({"directory"})), None),
         (left_out(needs=frozenset({"hook:stop-store"})), None),
