@@ -147,6 +147,33 @@ def test_a_run_is_partial_only_if_a_case_was_left_out_that_says_something_of_the
     assert report.partial(run(passed(), result)) == expected
 
 
+def test_the_text_names_what_only_a_patient_run_plays():
+    some = click.unstyle(report.text(run(passed(), left_out("long", reason=TOO_LONG))))
+    assert f"    not run     1  {TOO_LONG}" in some
+    assert some.endswith("\nOnly with --patient: long")
+    assert "--patient" not in report.text(run(passed(), not_run()))
+
+
+def test_a_server_of_contacts_is_told_how_much_nobody_verified():
+    def judged(policy, *results):
+        known = [clause("WATCH-01"), clause("WATCH-02"), clause("WATCH-03")]
+        made = run(passed(policy="any"), *results, clauses=known)
+        return report.verdict(replace(made, summary={**made.summary, "policy": policy})).sentence
+
+    holds = "Every MUST that was verified holds"
+    about = [left_out(f"of-{name}", reason="about the policy", clauses=[name]) for name in ("WATCH-01", "WATCH-02")]
+    assert judged("contacts", *about) == f"{holds}; 1 clause was not verified, as its cases need the policy anyone."
+    about.append(left_out("third", reason="about the policy", clauses=["WATCH-03"]))
+    assert judged("contacts", *about).startswith(f"{holds}; 2 clauses were not verified")
+    # For other reasons, too, or of no concern to the server.
+    assert judged("contacts", left_out("third", clauses=["WATCH-03"])) == f"{holds}."
+    assert (
+        judged("contacts", left_out("third", reason="x", clauses=["WATCH-03"], features=frozenset({"cors"})))
+        == f"{holds}."
+    )
+    assert judged("anyone", left_out("third", reason="x", clauses=["WATCH-03"], policy="contacts")) == f"{holds}."
+
+
 def test_the_text_begins_with_the_verdict_and_tells_all_of_a_failure():
     lines = click.unstyle(report.text(doctored())).splitlines()
     assert lines[0] == "FAIL  Not every MUST holds: 1 case fails."
