@@ -160,21 +160,13 @@ def _first_line(text: str) -> str:
 
 
 @commands.command()
-@click.option("--target", type=_file, help="Only what the cases that this target runs need.")
+@click.option("--target", type=_file, help="With the ids as this target spells them.")
 def directory(target: Path | None) -> None:
     """Print the friends and conversations that the cases need, as JSON, to be loaded into the server."""
-    cases = case_files.load_cases(load_clauses())
+    # All of it, whatever the target's class and policy: these may change, and what is loaded stays.
+    fixture = case_files.fixture(case_files.load_cases(load_clauses()))
     if target is not None:
         of = load_target(target)
-        cases = [
-            one
-            for one in cases
-            if (one.conformance is Class.GUIDE or of.conformance is Class.FULL)
-            and one.policy in {"any", of.policy}
-            and not one.features & of.unsupported
-        ]
-    fixture = case_files.fixture(cases)
-    if target is not None:
         fixture = {
             kind: {of.spelled(name): [of.spelled(one) for one in others] for name, others in entries.items()}
             for kind, entries in fixture.items()

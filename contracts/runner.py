@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 
-from contracts.cases import has_other_ids
+from contracts.cases import has_other_ids, marks
 from contracts.client import Refused
 from contracts.faults import Failed, Misused, NotUndone, TargetUnusable, Unreachable
 from contracts.model import NOT_CHOSEN, SHORT_LEASE, STOPPED, TOO_LONG, Case, Class, Clause, Level, Outcome, Result, Run
@@ -72,8 +72,13 @@ async def run(
     begun, started = time.monotonic(), time.time()
     name = secrets.token_hex(4)
     tokens = TokenMaker(target)
+    left_out = {
+        case.id: _not_chosen(case, only, conformance, levels) or _not_applying(case, target) or _too_long(case, patient)
+        for case in cases
+    }
+    applying = [case for case in cases if left_out[case.id] is None]
     if probe:
-        await look_at(target)
+        await look_at(target, cases if any("directory" in case.needs for case in applying) else ())
     results: dict[str, Result] = {}
     stop = asyncio.Event()
     # What cases have left broken: whoever came after that would blame a server that is not whole.
@@ -88,15 +93,8 @@ async def run(
         if finished is not None:
             finished(result)
 
-    applying: list[Case] = []
-    for case in cases:
-        not_run = (
-            _not_chosen(case, only, conformance, levels) or _not_applying(case, target) or _too_long(case, patient)
-        )
-        if not_run is None:
-            applying.append(case)
-        else:
-            note(not_run)
+    for not_run in filter(None, left_out.values()):
+        note(not_run)
     places = asyncio.Semaphore(target.parallel)
 
     async def play(case: Case) -> None:
@@ -317,8 +315,11 @@ def _has(target: Target, need: str) -> bool:
     }[kind]
 
 
-async def look_at(target: Target) -> None:
+async def look_at(target: Target, directory: Sequence[Case] = ()) -> None:
     """See whether cases can be run at all: every instance is there, is a presence server, and takes our tokens.
+
+    Args:
+        directory: the cases whose directory must be loaded; none: it does not matter.
 
     Raises:
         TargetUnusable: with the reason, in one line.
@@ -328,6 +329,8 @@ async def look_at(target: Target) -> None:
         story = Story(case, target, secrets.token_hex(4), time.time())
         try:
             await _look_at(story, number)
+            if directory:
+                await _look_at_directory(story, number, directory)
         except Unreachable as fault:
             raise TargetUnusable(f"the server cannot be reached: {fault}") from fault
         except Failed as fault:
@@ -359,6 +362,29 @@ async def _look_at(story: Story, number: int) -> None:
     if answer.status != 200 or not isinstance(answer.json, dict):
         raise TargetUnusable(f"no presence server: {answer.status} for GET {where}, where 200 and JSON were expected")
     await take(story, {"connect": "probe", "instance": number})
+
+
+async def _look_at_directory(story: Story, number: int, cases: Sequence[Case]) -> None:
+    """Ask for friends that it has, or where there are none for a conversation; what else is wrong the cases tell."""
+    target = story.target
+    user, friend, conversation = (target.spelled(name) for name in marks(cases))
+    if "friends" not in target.unsupported:
+        path = "/api/presence/friends"
+    elif "conversations" not in target.unsupported:
+        path = f"/api/presence/conversation/{conversation}"
+    else:
+        return
+    try:
+        answer = await story.request("GET", path, caller=user, token=await story.token(user), instance=number)
+    except Failed:
+        return
+    unknown = answer.status == 200 and isinstance(answer.json, dict) and friend not in answer.json
+    if unknown or answer.status in {403, 404}:
+        at = f"{target.instances[number - 1].http}{path}"
+        raise TargetUnusable(
+            f"directory: that of this suite is not loaded: for {user} GET {at} has no {friend}; "
+            f"load what `presence-contracts directory` prints, or say loaded = false"
+        )
 
 
 def _version() -> str:
