@@ -235,12 +235,14 @@ def run(
 
 
 def _known(only: Sequence[str], cases: Sequence[Case], clauses: dict[str, Clause]) -> list[str]:
-    """The ids as they are written in the files; raises for one that nothing has."""
+    """The ids as they are written in the files; raises for one that nothing has, or that no case can verify."""
     ids = {one.id for one in cases}
     found = [one.upper() if one.upper() in clauses else one for one in only]
     for one in found:
         if one not in ids and one not in clauses:
             raise click.ClickException(f"--only: there is no case and no clause {one!r}; see `{NAME} list`")
+        if (clause := clauses.get(one)) and clause.unseen:
+            raise click.ClickException(f"--only: {one} cannot be seen from outside: {clause.unseen}")
     return found
 
 

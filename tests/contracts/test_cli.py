@@ -165,6 +165,10 @@ def test_a_progress_line_counts_only_what_is_played(capsys):
         (["run"], "Missing option '--target'."),
         (["run", "--target", "nowhere.toml"], "nowhere.toml: No such file or directory"),
         (["run", "--target", "TARGET", "--only", "WATCH-999"], "there is no case and no clause 'WATCH-999'"),
+        (
+            ["run", "--target", "TARGET", "--only", "store-01"],
+            "STORE-01 cannot be seen from outside: there is no access",
+        ),
         (["run", "--target", "TARGET", "--class", "best"], "'best' is not one of"),
         (["run", "--target", "TARGET", "--level", "WILL"], "'WILL' is not one of"),
         (["run", "--target", "TARGET", "--html", "no/such/folder/x.html"], "--html: there is no folder no/such/folder"),
