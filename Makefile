@@ -34,7 +34,7 @@ check: .venv/dev  ## Check style, types and the direction of imports
 	$(BIN)/lint-imports --no-logo
 
 contracts: .venv/dev  ## Verify a fresh server by the contract, all of it (ARGS="--only WATCH-12 --html report.html")
-	$(BIN)/python -m tests.contracts.verified $(ARGS)
+	$(BIN)/python -m tests.contracts.verified --patient $(ARGS)
 
 test-mutants: .venv/dev  ## Run the whole suite of the contract on each broken server (for hours; in `make test` the cases meant for it)
 	$(BIN)/python -m tests.contracts.mutants --all $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tomllib
@@ -87,6 +88,24 @@ def load_cases(clauses: Mapping[str, Clause], folder: Path = FOLDER) -> list[Cas
 
 def fixture(cases: Sequence[Case]) -> dict[str, dict[str, list[str]]]:
     """The directory of all cases, to be loaded into a server: "friends" and "conversations", lists of ids by id."""
+    found = _directory(cases)
+    user, friend, conversation = marks(cases)
+    found["friends"] |= {user: [friend], friend: [user]}
+    found["conversations"] |= {conversation: [user, friend]}
+    return found
+
+
+def marks(cases: Sequence[Case]) -> tuple[str, str, str]:
+    """Two friends and their conversation, who are in the fixture of these cases and in no other.
+
+    With them a server shows that it has this one loaded, and not that of another version of the suite.
+    """
+    text = json.dumps(_directory(cases), sort_keys=True)
+    user = f"directory.{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return user, f"{user}.friend", f"{user}.conversation"
+
+
+def _directory(cases: Sequence[Case]) -> dict[str, dict[str, list[str]]]:
     friends: dict[str, list[str]] = {}
     conversations: dict[str, list[str]] = {}
     for case in cases:

@@ -160,21 +160,13 @@ def _first_line(text: str) -> str:
 
 
 @commands.command()
-@click.option("--target", type=_file, help="Only what the cases that this target runs need.")
+@click.option("--target", type=_file, help="With the ids as this target spells them.")
 def directory(target: Path | None) -> None:
     """Print the friends and conversations that the cases need, as JSON, to be loaded into the server."""
-    cases = case_files.load_cases(load_clauses())
+    # All of it, whatever the target's class and policy: these may change, and what is loaded stays.
+    fixture = case_files.fixture(case_files.load_cases(load_clauses()))
     if target is not None:
         of = load_target(target)
-        cases = [
-            one
-            for one in cases
-            if (one.conformance is Class.GUIDE or of.conformance is Class.FULL)
-            and one.policy in {"any", of.policy}
-            and not one.features & of.unsupported
-        ]
-    fixture = case_files.fixture(cases)
-    if target is not None:
         fixture = {
             kind: {of.spelled(name): [of.spelled(one) for one in others] for name, others in entries.items()}
             for kind, entries in fixture.items()
@@ -188,7 +180,7 @@ def directory(target: Path | None) -> None:
 @click.option("--class", "conformance", type=click.Choice([one.value for one in Class]), help="Cases of this class.")
 @click.option("--level", "levels", multiple=True, type=click.Choice([one.value for one in Level], case_sensitive=False))
 @click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
-@click.option("--patient", is_flag=True, help="Also the cases that wait for a minute.")
+@click.option("--patient", is_flag=True, help="Also the cases that wait for longer than a minute.")
 @click.option("--strict", is_flag=True, help="A SHOULD that fails counts like a MUST.")
 @click.option("--junit", type=_file, help="Write the results for a CI system.")
 @click.option("--json", "json_", type=_file, help="Write all there is to know of the run.")
@@ -243,12 +235,14 @@ def run(
 
 
 def _known(only: Sequence[str], cases: Sequence[Case], clauses: dict[str, Clause]) -> list[str]:
-    """The ids as they are written in the files; raises for one that nothing has."""
+    """The ids as they are written in the files; raises for one that nothing has, or that no case can verify."""
     ids = {one.id for one in cases}
     found = [one.upper() if one.upper() in clauses else one for one in only]
     for one in found:
         if one not in ids and one not in clauses:
             raise click.ClickException(f"--only: there is no case and no clause {one!r}; see `{NAME} list`")
+        if (clause := clauses.get(one)) and clause.unseen:
+            raise click.ClickException(f"--only: {one} cannot be seen from outside: {clause.unseen}")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import random
 import secrets
@@ -162,7 +161,7 @@ class Connection:
         Raises:
             Refused: it was answered with another status.
             Failed: it was not answered, or not as RFC 6455 says.
-            Unreachable: nobody listens; Untrusted: its certificate is not trusted.
+            Unreachable: no TCP connection came up; Untrusted: its certificate is not trusted.
         """
         if sockjs:
             url = f"{url}/{random.randrange(1000):03}/{secrets.token_hex(8)}/websocket"
@@ -331,6 +330,16 @@ async def _upgrade(
     limit: float,
 ) -> ClientConnection:
     expected = f"a WebSocket at {url} within {limit:g} s"
+    up = False
+
+    class Up(ClientConnection):
+        """Made as soon as the TCP connection is up."""
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            nonlocal up
+            up = True
+            super().__init__(*arguments, **named)
+
     try:
         return await _Connect(
             url,
@@ -346,18 +355,19 @@ async def _upgrade(
             close_timeout=_CLOSE_LIMIT,
             max_size=_MAX_SIZE,
             max_queue=None,
+            create_connection=Up,
         )
     except InvalidStatus as error:
         raise Refused(url, error.response.status_code, list(error.response.headers.raw_items())) from error
     except InvalidHandshake as error:
         raise Failed(expected, f"the upgrade went wrong: {error}") from error
-    except TimeoutError as error:
-        raise Failed(expected, "none was opened") from error
     except ssl.SSLCertVerificationError as error:
         raise Untrusted(url, error.verify_message) from error
     except OSError as error:
-        if error.errno == errno.ECONNREFUSED or isinstance(error, socket.gaierror) or "refused" in str(error).lower():
-            raise Unreachable(f"{url}: {error.strerror or error}") from error
+        if not up:
+            raise Unreachable.after(error, url, limit) from error
+        if isinstance(error, TimeoutError):
+            raise Failed(expected, "none was opened") from error
         raise Failed(expected, f"the connection broke: {error}") from error
     except EOFError as error:
         raise Failed(expected, "the connection was closed") from error

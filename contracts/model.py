@@ -99,6 +99,8 @@ class Result:
     reason: str | None = None
     """Of an error, of what is unsupported or was not run: one line."""
     transcript: Sequence[Entry] = ()
+    left: str | None = None
+    """What of the target the case left broken, in one line: what came after it would not find a whole server."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Run:
 NOT_CHOSEN = "not chosen"
 """How the reason ends of a case that the run's options left out; before it may stand by which."""
 STOPPED = "another case had failed before"
-TOO_LONG = "it waits for a minute (--patient)"
+TOO_LONG = "it waits for longer than a minute (--patient)"
 
 SHORT_LEASE = 5.0
 """s: what `needs = ["short-lease"]` asks for."""

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -98,7 +98,32 @@ def _judged(run: Run, strict: bool) -> tuple[str, str, int]:
     but = "" if not warnings else ", with 1 warning" if warnings == 1 else f", with {warnings} warnings"
     if not of[Outcome.PASSED]:
         return "NO VERDICT", f"No {levels} was verified: no case passed{but}.", 2
+    unseen = _unseen_under_contacts(run)
+    if unseen:
+        which, whose = ("1 clause was", "its") if unseen == 1 else (f"{unseen} clauses were", "their")
+        but += f"; {which} not verified, as {whose} cases need the policy anyone"
     return "PASS", f"Every {levels} that was verified holds{but}.", 0
+
+
+def _unseen_under_contacts(run: Run) -> int:
+    """How many clauses no case verified as the target has the policy `contacts`.
+
+    They bind it, too: only their cases are about strangers. (A clause about `contacts` says nothing of other servers.)
+    """
+    if run.summary.get("policy") != "contacts":
+        return 0
+    other = replace(run, summary={**run.summary, "policy": "anyone"})
+    hidden = {
+        clause
+        for one in run.results
+        if one.case.policy == "anyone"
+        and one.outcome is Outcome.NOT_RUN
+        and not _left_out(one)
+        and _applies(one, other)
+        for clause in one.case.clauses
+    }
+    state = states(run)
+    return sum(state[clause] is State.UNVERIFIED for clause in hidden)
 
 
 def partial(run: Run) -> str | None:
@@ -234,6 +259,8 @@ def text(run: Run, *, strict: bool = False) -> str:
         lines += ["", *_told(one, run.clauses)]
     if why := reasons(run):
         lines += ["", *(f"{outcome.value:>11}  {count:>4}  {reason}" for outcome, reason, count in why)]
+        if patient := [one.case.id for one in run.results if one.reason == TOO_LONG]:
+            lines += ["", f"Only with --patient: {', '.join(patient)}"]
     return "\n".join(lines)
 
 

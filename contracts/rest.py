@@ -67,7 +67,7 @@ async def request(
 
     Raises:
         Failed: it was not answered, or not in HTTP.
-        Unreachable: nobody listens; Untrusted: its certificate is not trusted.
+        Unreachable: no TCP connection came up; Untrusted: its certificate is not trusted.
     """
     expected = f"an answer to {method} {path} within {limit:g} s"
     exchange = _Exchange(base, limit, tls)
@@ -75,13 +75,13 @@ async def request(
         # The limit of the socket counts each read; the one around it counts them all.
         async with asyncio.timeout(limit):
             return await asyncio.to_thread(exchange.run, method, path, headers, body)
-    except TimeoutError as error:
-        raise Failed(expected, "none came") from error
-    except (ConnectionRefusedError, socket.gaierror) as error:
-        raise Unreachable(f"{base}: {error.strerror}") from error
     except ssl.SSLCertVerificationError as error:
         raise Untrusted(base, error.verify_message) from error
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and not exchange.connected:
+            raise Unreachable.after(error, base, limit) from error
+        if isinstance(error, TimeoutError):
+            raise Failed(expected, "none came") from error
         raise Failed(expected, f"the connection broke: {type(error).__name__}: {error}") from error
     finally:
         exchange.end()
@@ -96,22 +96,33 @@ class _Exchange:
 
     def __init__(self, base: str, limit: float, tls: ssl.SSLContext | None) -> None:
         self._url = urlsplit(base)
+        self._limit = limit
+        self._tls = (tls or ssl.create_default_context()) if self._url.scheme == "https" else None
         self._connection = (
-            http.client.HTTPSConnection(self._url.netloc, timeout=limit, context=tls)
-            if self._url.scheme == "https"
-            else http.client.HTTPConnection(self._url.netloc, timeout=limit)
+            http.client.HTTPSConnection(self._url.netloc, context=self._tls)
+            if self._tls
+            else http.client.HTTPConnection(self._url.netloc)
         )
         self._socket: socket.socket | None = None
         self._over = False
 
+    @property
+    def connected(self) -> bool:
+        """Whether the TCP connection came up."""
+        return self._socket is not None
+
     def run(self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes | None) -> Answer:
         connection = self._connection
         try:
-            connection.connect()
-            # Kept here: the connection forgets it when the answer is the last one over it.
+            # Here and not by the connection, which would not tell a fault of TCP from one of TLS.
+            connection.sock = socket.create_connection((connection.host, connection.port), self._limit)
+            # Kept: the connection forgets it when the answer is the last one over it.
             self._socket = connection.sock
             if self._over:
                 raise TimeoutError
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls:
+                self._socket = connection.sock = self._tls.wrap_socket(self._socket, server_hostname=connection.host)
             names = {name.lower() for name, _ in headers}
             connection.putrequest(method, self._url.path + path, skip_host="host" in names, skip_accept_encoding=True)
             for name, value in headers:

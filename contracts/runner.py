@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 
-from contracts.cases import has_other_ids
+from contracts.cases import has_other_ids, marks
 from contracts.client import Refused
-from contracts.faults import Failed, Misused, TargetUnusable, Unreachable
+from contracts.faults import Failed, Misused, NotUndone, TargetUnusable, Unreachable
 from contracts.model import NOT_CHOSEN, SHORT_LEASE, STOPPED, TOO_LONG, Case, Class, Clause, Level, Outcome, Result, Run
 from contracts.steps import take
 from contracts.story import Story, seconds
@@ -22,8 +22,9 @@ from contracts.target import Target, TokenMaker
 
 __all__ = ["TargetUnusable", "look_at", "run", "run_case"]
 
-LONG = 30.0
-"""s: what waits longer than this, for all that the lease is, is left to patient runs."""
+LONG = 70.0
+"""s: what waits longer than this, for all that the lease is, is left to patient runs. What shows only after a minute
+("1 minute ago") is not: a MUST would be verified by few."""
 _LIMIT = 30.0
 _LIMIT_LEASES = 8
 """s, and leases: the longest a case may take besides the waits that it states, and the slack of each step."""
@@ -31,6 +32,10 @@ _LATE = 1.0
 """s: when that limit is noticed later than this, the runner itself was held up."""
 _CLOSE_LIMIT = 75.0
 """s: for the end of a case: at most one command of the target, and its connections."""
+_BACK_LEASES = 5
+"""Leases: how soon an instance answers again after a case has broken something, plus the limit of an answer."""
+_POLL = 0.1
+"""s: between two questions whether it does."""
 
 
 async def run(
@@ -53,7 +58,7 @@ async def run(
         conformance: cases of this class only; None: all that the target's class asks for.
         levels: cases of these levels only; empty: all.
         fail_fast: the first failure or error is the last case.
-        patient: run also what waits for a minute.
+        patient: run also what waits for longer than a minute.
         finished: told of each case, in the order in which they end.
         probe: look first whether the target can be used at all.
 
@@ -67,32 +72,34 @@ async def run(
     begun, started = time.monotonic(), time.time()
     name = secrets.token_hex(4)
     tokens = TokenMaker(target)
+    left_out = {
+        case.id: _not_chosen(case, only, conformance, levels) or _not_applying(case, target) or _too_long(case, patient)
+        for case in cases
+    }
+    applying = [case for case in cases if left_out[case.id] is None]
     if probe:
-        await look_at(target)
+        await look_at(target, cases if any("directory" in case.needs for case in applying) else ())
     results: dict[str, Result] = {}
     stop = asyncio.Event()
+    # What cases have left broken: whoever came after that would blame a server that is not whole.
+    left: list[str] = []
 
     def note(result: Result) -> None:
         results[result.case.id] = result
+        if result.left:
+            left.append(result.left)
         if fail_fast and result.outcome in {Outcome.FAILED, Outcome.ERROR}:
             stop.set()
         if finished is not None:
             finished(result)
 
-    applying: list[Case] = []
-    for case in cases:
-        not_run = (
-            _not_chosen(case, only, conformance, levels) or _not_applying(case, target) or _too_long(case, patient)
-        )
-        if not_run is None:
-            applying.append(case)
-        else:
-            note(not_run)
+    for not_run in filter(None, left_out.values()):
+        note(not_run)
     places = asyncio.Semaphore(target.parallel)
 
     async def play(case: Case) -> None:
         async with places:
-            if not stop.is_set():
+            if not left and not stop.is_set():
                 note(await run_case(case, target, name, started, tokens))
 
     # The longest first: then the run takes hardly longer than they do.
@@ -103,7 +110,7 @@ async def run(
         await play(case)
     for case in applying:
         if case.id not in results:
-            note(Result(case, Outcome.NOT_RUN, reason=STOPPED))
+            note(Result(case, Outcome.NOT_RUN, reason=left[0] if left else STOPPED))
     return Run(
         target=target.file,
         summary=target.summary,
@@ -181,15 +188,14 @@ async def run_case(case: Case, target: Target, name: str, started: float, tokens
         outcome, reason = Outcome.ERROR, f"{type(fault).__name__}: {fault}"
     finally:
         story.clock = None
-        # Also when the run is stopped; and shielded, so that a second stop cannot leave sockets open.
-        try:
-            async with asyncio.timeout(_CLOSE_LIMIT):
-                await asyncio.shield(story.close())
-        except TimeoutError:
-            outcome, reason = Outcome.ERROR, "its connections could not be closed"
-        except Exception as fault:  # noqa: BLE001 (as above)
-            outcome, reason = Outcome.ERROR, f"its end went wrong: {type(fault).__name__}: {fault}"
+        wrong, left = await _end(story)
+    if story.broke and left is None:
+        left = await _missing(story)
     passed = outcome is Outcome.PASSED
+    if wrong or left:
+        # What the server did wrong before stays its fault.
+        outcome = Outcome.ERROR if passed else outcome
+        reason = "; ".join(one for one in dict.fromkeys([reason, wrong, left]) if one)
     return Result(
         case,
         outcome,
@@ -199,7 +205,52 @@ async def run_case(case: Case, target: Target, name: str, started: float, tokens
         actual=story.without_tokens(actual) if actual else None,
         reason=story.without_tokens(reason) if reason else None,
         transcript=tuple(story.transcript),
+        left=story.without_tokens(left) if left else None,
     )
+
+
+async def _end(story: Story) -> tuple[str | None, str | None]:
+    """Close a story, also when the run is stopped.
+
+    Returns:
+        what went wrong, and what of the target stays broken, in one line each.
+    """
+    try:
+        async with asyncio.timeout(_CLOSE_LIMIT):
+            # Shielded, so that a second stop cannot leave sockets open.
+            await asyncio.shield(story.close())
+    except NotUndone as fault:
+        return str(fault), str(fault)
+    except TimeoutError:
+        return "its connections could not be closed", None
+    except Exception as fault:  # noqa: BLE001 (a fault of the suite is an outcome, too)
+        return f"its end went wrong: {type(fault).__name__}: {fault}", None
+    return None, None
+
+
+async def _missing(story: Story) -> str | None:
+    """Wait until each instance answers again; which one does not, in one line."""
+    limit = _BACK_LEASES * story.target.lease + story.limit
+    for number in range(1, len(story.target.instances) + 1):
+        try:
+            async with asyncio.timeout(limit):
+                while not await _answers(story, number):
+                    await asyncio.sleep(_POLL)
+        except TimeoutError:
+            return f"instance {number} does not answer again, {limit:g} s after {story.case.id}"
+        except Misused as fault:
+            return str(fault)
+    return None
+
+
+async def _answers(story: Story, number: int) -> bool:
+    user = story.user("probe")
+    path, token = f"/api/presence/check/{user}", await story.token(user)
+    try:
+        answer = await story.request("GET", path, caller=user, token=token, instance=number, quiet=True)
+    except (Failed, Unreachable):
+        return False
+    return answer.status == 200
 
 
 def _slowest(case: Case, times: Sequence[float]) -> str:
@@ -264,8 +315,11 @@ def _has(target: Target, need: str) -> bool:
     }[kind]
 
 
-async def look_at(target: Target) -> None:
+async def look_at(target: Target, directory: Sequence[Case] = ()) -> None:
     """See whether cases can be run at all: every instance is there, is a presence server, and takes our tokens.
+
+    Args:
+        directory: the cases whose directory must be loaded; none: it does not matter.
 
     Raises:
         TargetUnusable: with the reason, in one line.
@@ -275,6 +329,8 @@ async def look_at(target: Target) -> None:
         story = Story(case, target, secrets.token_hex(4), time.time())
         try:
             await _look_at(story, number)
+            if directory:
+                await _look_at_directory(story, number, directory)
         except Unreachable as fault:
             raise TargetUnusable(f"the server cannot be reached: {fault}") from fault
         except Failed as fault:
@@ -306,6 +362,29 @@ async def _look_at(story: Story, number: int) -> None:
     if answer.status != 200 or not isinstance(answer.json, dict):
         raise TargetUnusable(f"no presence server: {answer.status} for GET {where}, where 200 and JSON were expected")
     await take(story, {"connect": "probe", "instance": number})
+
+
+async def _look_at_directory(story: Story, number: int, cases: Sequence[Case]) -> None:
+    """Ask for friends that it has, or where there are none for a conversation; what else is wrong the cases tell."""
+    target = story.target
+    user, friend, conversation = (target.spelled(name) for name in marks(cases))
+    if "friends" not in target.unsupported:
+        path = "/api/presence/friends"
+    elif "conversations" not in target.unsupported:
+        path = f"/api/presence/conversation/{conversation}"
+    else:
+        return
+    try:
+        answer = await story.request("GET", path, caller=user, token=await story.token(user), instance=number)
+    except Failed:
+        return
+    unknown = answer.status == 200 and isinstance(answer.json, dict) and friend not in answer.json
+    if unknown or answer.status in {403, 404}:
+        at = f"{target.instances[number - 1].http}{path}"
+        raise TargetUnusable(
+            f"directory: that of this suite is not loaded: for {user} GET {at} has no {friend}; "
+            f"load what `presence-contracts directory` prints, or say loaded = false"
+        )
 
 
 def _version() -> str:

@@ -40,7 +40,7 @@ async def take(story: Story, step: Step) -> None:
     Raises:
         Failed: the server did otherwise.
         Misused: the step makes no sense here.
-        Unreachable: nobody listens.
+        Unreachable: no TCP connection came up.
     """
     do = VERBS[next(iter(step))]
     for number in range(1, step.get("times", 1) + 1):

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from contracts import rest
 from contracts.cases import user_id
 from contracts.client import Connection, Received
-from contracts.faults import Failed, Misused
+from contracts.faults import Failed, Misused, NotUndone
 from contracts.match import shown
 from contracts.model import Case, Class, Entry
 from contracts.stomp import Frame, encode
@@ -88,6 +88,8 @@ class Story:
         self._token_names: dict[str, str] = {}
         self._token_pattern: re.Pattern[str] | None = None
         self._count = itertools.count(1)
+        self.broke = False
+        """Whether a hook took something away, be it back or not."""
         self._outstanding: list[tuple[str, int]] = []
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
@@ -393,22 +395,29 @@ class Story:
                     connection.instance == instance and not self._end_is_asked_for(connection)
                 )
         if undo := _UNDO.get(name):
+            self.broke = True
             self._outstanding.append((undo, instance))
-        else:
-            self._outstanding = [one for one in self._outstanding if one[0] != name or one[1] != instance]
         self.log("-", "·", f"hook: {name}{f', {instance}' if name.endswith('-instance') else ''}")
         await self._uncounted(call, f"hooks.{name}", command, _HOOK_LIMIT)
+        self._outstanding = [one for one in self._outstanding if one != (name, instance)]
 
     # The end.
 
     async def close(self) -> None:
-        """Leave nothing behind: no session, no socket, no instance that is down."""
+        """Leave nothing behind: no session, no socket, no instance that is down.
+
+        Raises:
+            NotUndone: hooks failed; each was tried.
+        """
         await asyncio.gather(*(self._leave(connection) for connection in self.all), return_exceptions=True)
+        failed = []
         for name, instance in reversed(self._outstanding.copy()):
             try:
                 await self.hook(name, instance)
             except Exception as fault:  # noqa: BLE001 (whatever it is, the others are undone)
-                self.log("-", "·", f"not undone: {fault}")
+                failed.append(f"hooks.{name} failed: {str(fault).removeprefix(f'hooks.{name}: ')}")
+        if failed:
+            raise NotUndone("; ".join(dict.fromkeys(failed)))
 
     async def _leave(self, connection: Connection) -> None:
         if connection.over or connection.closed or connection.frozen:

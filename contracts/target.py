@@ -216,6 +216,7 @@ def _target(file: str, raw: dict[str, Any]) -> Target:
         table.no_more()
     if not made.instances:
         raise ValueError("instances: at least one [[instances]] with its http is needed")
+    _distinct(made.instances)
     if made.parallel < 1:
         raise ValueError("parallel: must be 1 or more")
     if not made.path.startswith("/"):
@@ -266,6 +267,25 @@ def _instance(raw: Any, number: int) -> Instance:
     websocket = table.url("websocket", ["ws", "wss"]) or re.sub("^http", "ws", http)
     table.no_more()
     return Instance(http, websocket)
+
+
+def _distinct(instances: Sequence[Instance]) -> None:
+    """Raises ValueError for an instance that is named twice: it would pass for two that share a store."""
+    for name in ("http", "websocket"):
+        seen: dict[str, int] = {}
+        for number, one in enumerate(instances, 1):
+            first = seen.setdefault(_origin(getattr(one, name)), number)
+            if first != number:
+                raise ValueError(
+                    f"instances[{number}].{name}: is that of instances[{first}]; each must be another process"
+                )
+
+
+def _origin(url: str) -> str:
+    """A URL as all its spellings have it: the host in small letters, the port written out."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme in {"https", "wss"} else 80)
+    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"
 
 
 class _Table:

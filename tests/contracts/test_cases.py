@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from contracts.cases import SCHEMA, CaseError, fixture, load_cases
+from contracts.cases import SCHEMA, CaseError, fixture, load_cases, marks
 from contracts.model import Class, Clause, Level
 from contracts.steps import VERBS
 from contracts.target import FEATURES, HOOKS, TOKENS
@@ -87,13 +88,16 @@ def test_the_fixture_has_all_friends_and_conversations_under_ids_that_stay(tmp_p
         tmp_path, more='needs = ["directory"]\nfriends = { ann = ["bob"] }\nconversations = { team = ["ann", "eve"] }'
     )
     write(tmp_path, name="plain.toml", identity="plain")
-    found = fixture(load_cases(CLAUSES, tmp_path))
-    assert found["friends"]["one.ann"] == ["one.bob"]
-    assert found["conversations"] == {"one.team": ["one.ann", "one.eve"]}
+    cases = load_cases(CLAUSES, tmp_path)
+    found = fixture(cases)
+    user, friend, conversation = marks(cases)
+    assert found["friends"].pop("one.ann") == ["one.bob"]
+    assert (found["friends"].pop(user), found["friends"].pop(friend)) == ([friend], [user])
+    assert found["conversations"] == {"one.team": ["one.ann", "one.eve"], conversation: [user, friend]}
     # Ann may see her canaries under the policy `contacts`, too; the case that has no directory has none.
-    assert {name: seen for name, seen in found["friends"].items() if name != "one.ann"} == {
-        f"one.canary-ann-{n}": ["one.ann"] for n in range(1, 5)
-    }
+    assert found["friends"] == {f"one.canary-ann-{n}": ["one.ann"] for n in range(1, 5)}
+    # The marks change when anything else does.
+    assert marks([dataclasses.replace(cases[0], friends={"ann": ["eve"]}), *cases[1:]])[0] != user
 
 
 def test_the_schema_and_the_code_know_the_same_words():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import socket
@@ -164,6 +165,10 @@ def test_a_progress_line_counts_only_what_is_played(capsys):
         (["run"], "Missing option '--target'."),
         (["run", "--target", "nowhere.toml"], "nowhere.toml: No such file or directory"),
         (["run", "--target", "TARGET", "--only", "WATCH-999"], "there is no case and no clause 'WATCH-999'"),
+        (
+            ["run", "--target", "TARGET", "--only", "store-01"],
+            "STORE-01 cannot be seen from outside: there is no access",
+        ),
         (["run", "--target", "TARGET", "--class", "best"], "'best' is not one of"),
         (["run", "--target", "TARGET", "--level", "WILL"], "'WILL' is not one of"),
         (["run", "--target", "TARGET", "--html", "no/such/folder/x.html"], "--html: there is no folder no/such/folder"),
@@ -286,12 +291,14 @@ def test_show_finds_every_case_in_its_file(command):
         assert f'id = "{one.id}"' in out and one.title in out
 
 
-def test_directory_prints_what_the_cases_of_a_target_need(command, target, made_up_cases):
+def test_directory_prints_the_same_whatever_else_the_target_says(command, target, made_up_cases):
     code, out, _ = command("directory")
     assert code == 0
     assert json.loads(out)["friends"]["renews.ann"] == ["renews.bob"]
-    target.write_text("policy = 'contacts'\n" + target.read_text())
-    assert json.loads(command("directory", "--target", target)[1]) == {"friends": {}, "conversations": {}}
+    made_up_cases[1] = dataclasses.replace(made_up_cases[1], conformance=Class.FULL, features=frozenset({"friends"}))
+    text = target.read_text().replace('"full"', '"guide"')
+    target.write_text(f"policy = 'contacts'\nunsupported = ['friends']\n{text}")
+    assert command("directory", "--target", target)[1] == out
 
 
 def test_directory_spells_the_ids_as_the_target_does(command, target, made_up_cases):

@@ -16,6 +16,17 @@ from tests.support.server import ROOT, SECRET
 from tests.support.waiting import wait_until
 
 LEASE = 2
+TWO_INSTANCES = {
+    "fault-killed",
+    "inst-asked-anywhere",
+    "inst-changes-reach-all",
+    "inst-friends-asked-anywhere",
+    "inst-lease-end-reaches-all",
+    "inst-one-lapses",
+    "inst-online-while-either-lasts",
+    "store-last-seen-is-kept",
+}
+"""The cases of class `guide` that one server cannot meet: the only ones that are not run."""
 TARGET = f"""class = "guide"
 lease = {LEASE}
 [[instances]]
@@ -72,4 +83,6 @@ async def test_a_server_written_from_the_guide_alone_holds_every_must_of_the_gui
     of = {name: [one for one in results if one["outcome"] == name] for name in ("passed", "error", "unsupported")}
     assert (code, of["error"], of["unsupported"]) == (0, [], []), told
     sys.stdout.write("".join(f"{one['case']}  {one['title']}\n" for one in of["passed"]))
-    assert len(of["passed"]) > 20, told
+    not_run = {one["case"] for one in results if one["outcome"] == "not run" and one["class"] == "guide"}
+    assert not_run == TWO_INSTANCES, told
+    assert {one["class"] for one in of["passed"]} == {"guide"}

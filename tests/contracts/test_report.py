@@ -15,7 +15,7 @@ from contracts.cases import load_cases
 from contracts.clauses import load_clauses
 from contracts.html import to_html
 from contracts.junit import to_junit
-from contracts.model import Class, Level, Outcome, Result
+from contracts.model import TOO_LONG, Class, Level, Outcome, Result
 from contracts.report import State
 from contracts.target import Instance, Target
 from tests.contracts.made_up import TRANSCRIPT, broken, clause, failed, not_run, passed, run, unsupported
@@ -135,7 +135,7 @@ def test_what_applies_is_what_the_runner_would_run(more):
     [
         (left_out(reason="of class full, not chosen"), "1 of 2 cases chosen"),
         (left_out(reason="another case had failed before"), "stopped after 1 of 2 cases"),
-        (left_out(reason="it waits for a minute (--patient)"), None),
+        (left_out(reason=TOO_LONG), None),
         (left_out(needs=frozenset({"instances"})), None),
         (left_out(needs=frozenset({"directory"})), None),
         (left_out(needs=frozenset({"hook:stop-store"})), None),
@@ -145,6 +145,33 @@ def test_what_applies_is_what_the_runner_would_run(more):
 )
 def test_a_run_is_partial_only_if_a_case_was_left_out_that_says_something_of_the_target(result, expected):
     assert report.partial(run(passed(), result)) == expected
+
+
+def test_the_text_names_what_only_a_patient_run_plays():
+    some = click.unstyle(report.text(run(passed(), left_out("long", reason=TOO_LONG))))
+    assert f"    not run     1  {TOO_LONG}" in some
+    assert some.endswith("\nOnly with --patient: long")
+    assert "--patient" not in report.text(run(passed(), not_run()))
+
+
+def test_a_server_of_contacts_is_told_how_much_nobody_verified():
+    def judged(policy, *results):
+        known = [clause("WATCH-01"), clause("WATCH-02"), clause("WATCH-03")]
+        made = run(passed(policy="any"), *results, clauses=known)
+        return report.verdict(replace(made, summary={**made.summary, "policy": policy})).sentence
+
+    holds = "Every MUST that was verified holds"
+    about = [left_out(f"of-{name}", reason="about the policy", clauses=[name]) for name in ("WATCH-01", "WATCH-02")]
+    assert judged("contacts", *about) == f"{holds}; 1 clause was not verified, as its cases need the policy anyone."
+    about.append(left_out("third", reason="about the policy", clauses=["WATCH-03"]))
+    assert judged("contacts", *about).startswith(f"{holds}; 2 clauses were not verified")
+    # For other reasons, too, or of no concern to the server.
+    assert judged("contacts", left_out("third", clauses=["WATCH-03"])) == f"{holds}."
+    assert (
+        judged("contacts", left_out("third", reason="x", clauses=["WATCH-03"], features=frozenset({"cors"})))
+        == f"{holds}."
+    )
+    assert judged("anyone", left_out("third", reason="x", clauses=["WATCH-03"], policy="contacts")) == f"{holds}."
 
 
 def test_the_text_begins_with_the_verdict_and_tells_all_of_a_failure():

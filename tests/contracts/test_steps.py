@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
 import re
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -56,8 +59,9 @@ async def verdict(handler: Handler, *steps, conformance=Class.FULL) -> Result:
 
 @pytest.fixture
 def short(monkeypatch):
-    """No step waits long for what will not come."""
+    """Nothing waits long for what will not come."""
     monkeypatch.setattr(story, "WITHIN", 0.3)
+    monkeypatch.setattr(runner, "_BACK_LEASES", 0)
 
 
 async def silent(socket: ServerConnection) -> None:
@@ -128,9 +132,9 @@ class Sloppy:
                 except ConnectionClosed:
                     return
 
-        for socket, users in self.watching.items():
+        for watcher, users in self.watching.items():
             if user in users and not self.mute:
-                task = asyncio.create_task(later(socket))
+                task = asyncio.create_task(later(watcher))
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
 
@@ -354,7 +358,7 @@ async def test_over_sockjs_frames_are_wrapped_and_the_close_is_told_by_its_frame
     assert got == ["CONNECT", "no array"]
 
 
-async def test_what_a_hook_has_done_is_undone_when_the_case_fails(tmp_path):
+async def test_what_a_hook_has_done_is_undone_when_the_case_fails(short, tmp_path):
     log = tmp_path / "log"
     hooks = {name: ["sh", "-c", f"echo {name} {{instance}} >> {log}"] for name in ("freeze-instance", "thaw-instance")}
     steps = [{"hook": "freeze-instance"}, {"beat": "nobody"}]
@@ -363,16 +367,116 @@ async def test_what_a_hook_has_done_is_undone_when_the_case_fails(tmp_path):
     assert log.read_text() == "freeze-instance 1\nthaw-instance 1\n"
 
 
+async def test_what_a_case_has_undone_itself_is_not_undone_again(short, tmp_path):
+    log = tmp_path / "log"
+    hooks = {name: ["sh", "-c", f"echo {name} {{instance}} >> {log}"] for name in ("freeze-instance", "thaw-instance")}
+    steps = [{"hook": "freeze-instance"}, {"hook": "freeze-instance", "instance": 2}, {"hook": "thaw-instance"}]
+    await run(target(1, hooks=hooks), [case(*steps)], CLAUSES, probe=False)
+    did = ["freeze-instance 1", "freeze-instance 2", "thaw-instance 1", "thaw-instance 2"]
+    assert log.read_text().splitlines() == did
+
+
 async def test_a_hook_that_cannot_be_run_ends_its_case_alone(monkeypatch):
     def broken(*_):
         raise IndexError("no words")
 
     monkeypatch.setattr(story, "call", broken)
-    hooks = {"freeze-instance": ["x"], "thaw-instance": ["x"]}
-    cases = [case({"hook": "freeze-instance"}), case({"wait": "0s"}, identity="two", alone=True)]
-    found = await run(target(1, hooks=hooks), cases, CLAUSES, probe=False)
+    cases = [case({"hook": "empty-store"}), case({"wait": "0s"}, identity="two", alone=True)]
+    found = await run(target(1, hooks={"empty-store": ["x"]}), cases, CLAUSES, probe=False)
     assert [one.outcome for one in found.results] == [Outcome.ERROR, Outcome.PASSED]
-    assert found.results[0].transcript[-1].text == "not undone: no words"
+    assert found.results[0].reason == "IndexError: no words"
+
+
+def answering_rest(*statuses: int) -> Any:
+    """What answers requests with these statuses, the last one over and over; upgrades it lets pass."""
+    left = list(statuses)
+
+    def answer(socket: ServerConnection, request: Any) -> Any:
+        if request.path.startswith("/api/"):
+            return socket.respond(HTTPStatus(left.pop(0) if len(left) > 1 else left[0]), "{}")
+        return None
+
+    return answer
+
+
+STOP = {"stop-store": ["true"], "start-store": ["true"]}
+
+
+@pytest.mark.parametrize(
+    ("step", "outcome"),
+    [
+        ({"wait": "0s"}, Outcome.ERROR),
+        # The case tries it, and at its end it is tried again.
+        ({"hook": "start-store"}, Outcome.ERROR),
+        # What the server did wrong before is not the hook's.
+        ({"get": "/api/x", "status": 404}, Outcome.FAILED),
+    ],
+    ids=str,
+)
+async def test_after_a_hook_that_does_not_undo_no_case_is_run(step, outcome):
+    hooks = {**STOP, "start-store": ["sh", "-c", "exit 3"]}
+    cases = [case({"hook": "stop-store"}, step, alone=True), case({"wait": "0s"}, identity="two", alone=True)]
+    async with server(silent, process_request=answering_rest(200)) as port:
+        first, second = (await run(target(port, hooks=hooks), cases, CLAUSES, probe=False)).results
+    failed = "hooks.start-store failed: sh: exit 3; its output is not shown, as it may hold secrets"
+    assert first.outcome is outcome
+    assert str(first.reason).endswith(failed)
+    assert (second.outcome, second.reason) == (Outcome.NOT_RUN, failed)
+
+
+async def test_after_what_broke_instances_the_next_case_waits_until_they_answer():
+    cases = [case({"hook": "stop-store"}), case({"get": "/api/x", "status": 200}, identity="two", alone=True)]
+    async with server(silent, process_request=answering_rest(503, 503, 200)) as port:
+        found = (await run(target(port, hooks=STOP), cases, CLAUSES, probe=False)).results
+    assert [(one.outcome, one.reason) for one in found] == [(Outcome.PASSED, None)] * 2
+
+
+async def test_after_an_instance_that_does_not_come_back_no_case_is_run(short):
+    cases = [case({"hook": "stop-store"}), case({"wait": "0s"}, identity="two", alone=True)]
+    async with server(silent, process_request=answering_rest(503)) as port:
+        found = (await run(target(port, hooks=STOP), cases, CLAUSES, probe=False)).results
+    gone = "instance 1 does not answer again, 0.5 s after one"
+    assert [(one.outcome, one.reason) for one in found] == [(Outcome.ERROR, gone), (Outcome.NOT_RUN, gone)]
+
+
+@asynccontextmanager
+async def deaf() -> AsyncIterator[int]:
+    """The port of a machine that does not even answer a SYN: its queue of connections is full."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for one in (first, second):
+            one.setblocking(False)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await loop.sock_connect(one, listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("step", [{"get": "/x"}, {"open": "ann"}], ids=["rest", "websocket"])
+async def test_what_ends_before_there_is_a_connection_says_nothing_of_the_server(monkeypatch, short, step):
+    monkeypatch.setattr(story.Story, "request", functools.partialmethod(story.Story.request, limit=0.5))
+
+    async def reason(to: Target) -> str:
+        found = (await run(to, [case(step)], CLAUSES, probe=False)).results[0]
+        assert found.outcome is Outcome.ERROR, found.actual
+        assert str(found.reason).startswith("the server cannot be reached: ")
+        return str(found.reason)
+
+    async with deaf() as port:
+        assert (await reason(target(port))).endswith("no TCP connection within 0.5 s")
+    # No TCP connection leads to a broadcast address.
+    nowhere = Instance("http://255.255.255.255:1", "ws://255.255.255.255:1")
+    assert "255.255.255.255" in await reason(target(1, instances=[nowhere]))
+
+
+@pytest.mark.parametrize("step", [{"get": "/x"}, {"open": "ann"}], ids=["rest", "websocket"])
+async def test_what_is_silent_over_a_connection_fails(monkeypatch, short, step):
+    monkeypatch.setattr(story.Story, "request", functools.partialmethod(story.Story.request, limit=0.5))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        found = (await run(target(listening.getsockname()[1]), [case(step)], CLAUSES, probe=False)).results[0]
+    assert (found.outcome, found.actual) == (Outcome.FAILED, "none came" if "get" in step else "none was opened")
 
 
 async def test_the_end_of_a_case_may_go_wrong(monkeypatch):
@@ -394,7 +498,7 @@ async def test_a_look_at_the_target_that_goes_wrong_is_told_in_one_line(monkeypa
         await run(target(1), [], CLAUSES)
 
 
-async def test_a_transcript_names_a_hook_and_not_its_words(tmp_path):
+async def test_a_transcript_names_a_hook_and_not_its_words(short):
     hooks = {"stop-store": ["sh", "-c", "exit 3 # hunter2"], "start-store": ["sh", "-c", "true # hunter2"]}
     found = (await run(target(1, hooks=hooks), [case({"hook": "stop-store"})], CLAUSES, probe=False)).results[0]
     assert str(found.reason).startswith("hooks.stop-store: sh: exit 3;")
@@ -691,8 +795,8 @@ async def test_a_target_that_is_no_presence_server_is_told_in_one_line():
         await run(target(1), [], CLAUSES)
 
 
-async def test_what_waits_for_a_minute_is_run_by_the_patient_only(monkeypatch):
-    cases = [case({"wait": "31s"}, identity="minute"), case({"wait": "0.2s"}, identity="moment")]
+async def test_what_waits_for_longer_than_a_minute_is_run_by_the_patient_only(monkeypatch):
+    cases = [case({"wait": "71s"}, identity="minute"), case({"wait": "0.2s"}, identity="moment")]
     found = await outcomes(cases)
     assert [one.outcome for one in found.results] == [Outcome.NOT_RUN, Outcome.PASSED]
     monkeypatch.setattr(runner, "LONG", 0.1)

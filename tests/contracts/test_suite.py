@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from contracts import runner
-from contracts.cases import load_cases
+from contracts.cases import fixture, load_cases
 from contracts.clauses import load_clauses
 from contracts.faults import TargetUnusable
 from contracts.model import Class, Outcome
@@ -24,7 +24,7 @@ from contracts.target import HOOKS, Instance, Target, load_target
 from tests.contracts import verified
 from tests.contracts.far import far
 from tests.support.process import Process, free_port
-from tests.support.server import ROOT, SECRET, running
+from tests.support.server import ROOT, SECRET, ServerProcess, running
 from tests.support.tls_store import certify
 from tests.support.waiting import wait_until
 
@@ -204,6 +204,37 @@ async def test_a_server_with_another_secret_refuses_the_token(tmp_path):
         said = await complaint(tmp_path, server.port)
     assert said.startswith("the token is refused: 401 for GET ")
     assert "[token]" in said
+
+
+@pytest.mark.parametrize("lacks", [(), ("friends",)], ids=["friends", "conversations"])
+async def test_a_directory_that_is_not_loaded_or_of_another_suite_is_told_before_the_run(tmp_path, lacks):
+    clauses = load_clauses()
+    cases = load_cases(clauses)
+    chosen = ["rest-friends", "rest-conversation"]
+
+    async def ran(server: ServerProcess) -> list[Outcome]:
+        instance = Instance(server.http, f"ws://127.0.0.1:{server.port}")
+        target = Target(
+            "t", Class.GUIDE, [instance], secret=SECRET, directory_loaded=True, unsupported=frozenset(lacks)
+        )
+        found = await runner.run(target, cases, clauses, only=chosen)
+        return [one.outcome for one in found.results if one.outcome not in {Outcome.NOT_RUN, Outcome.UNSUPPORTED}]
+
+    async with running() as server:
+
+        async def load(directory: dict[str, dict[str, list[str]]]) -> None:
+            server.directory_file.write_text(json.dumps(directory))
+            await server.stop()
+            await server.start().ready()
+
+        unloaded = pytest.raises(TargetUnusable, match=r"^directory: that of this suite is not loaded: ")
+        with unloaded:
+            await ran(server)
+        await load(fixture([case for case in cases if case.id != "rest-friends"]))
+        with unloaded:
+            await ran(server)
+        await load(fixture(cases))
+        assert await ran(server) == [Outcome.PASSED] * (2 - len(lacks))
 
 
 @pytest.mark.parametrize("handler", [silent, upgrading])

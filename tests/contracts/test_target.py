@@ -49,6 +49,21 @@ def test_a_target_is_read_with_its_defaults(tmp_path):
         ('unsupported = ["luck"]', TOKEN, "unsupported: 'luck' is none of"),
         ("", TOKEN + "[[instances]]\n", r"instances\[2\].http: is missing"),
         ("", TOKEN + '[[instances]]\nhttp = "localhost:80"', r"instances\[2\].http: 'localhost:80' is no URL"),
+        (
+            "",
+            TOKEN + '[[instances]]\nhttp = "http://127.0.0.1:8080"',
+            r"instances\[2\].http: is that of instances\[1\]",
+        ),
+        (
+            "",
+            TOKEN + '[[instances]]\nhttp = "http://h"\n[[instances]]\nhttp = "HTTP://H:80/"',
+            r"instances\[3\].http: is that of instances\[2\]",
+        ),
+        (
+            "",
+            TOKEN + '[[instances]]\nhttp = "http://h"\nwebsocket = "ws://127.0.0.1:8080"',
+            r"instances\[2\].websocket: is that of instances\[1\]",
+        ),
         ("", "", "token: give either 'secret' or 'command'"),
         ("", '[token]\nsecret = "short"', "token.secret: HS256 needs 32 bytes"),
         ("", TOKEN + '[connection]\ntransport = "pigeon"', "connection.transport: 'pigeon' is none of"),
