@@ -58,7 +58,7 @@ HOOKS = (
 
 TOKENS = (
     "valid", "absent", "garbage", "expired", "wrong-secret", "alg-none", "alg-other", "no-exp", "no-sub", "bad-sub",
-    "not-yet", "soon",
+    "not-yet", "soon", "other-iss", "other-aud",
 )  # fmt: skip
 SECRETLESS = frozenset({"valid", "absent", "garbage"})
 """The kinds that can be had without the secret."""
@@ -437,6 +437,8 @@ class TokenMaker:
             claims["nbf"] = now + _BEYOND
         elif kind == "soon":
             claims["nbf"] = now + _WITHIN
+        elif kind in {"other-iss", "other-aud"}:
+            claims[kind.removeprefix("other-")] = "https://elsewhere.example"
         elif kind != "valid":
             raise Misused(f"there is no token of the kind {kind!r}")
         with warnings.catch_warnings():

@@ -619,14 +619,18 @@ async def test_a_case_runs_only_where_it_says_something_of_the_target():
         case(step, identity="runs", policy="any"),
         case(step, identity="policy", policy="contacts"),
         case(step, identity="needs", needs=frozenset({"instances", "hook:stop-store"})),
+        case(step, identity="claims", needs=frozenset({"claim:iss"})),
+        case(step, identity="issued", needs=frozenset({"claim:aud"})),
         case(step, identity="feature", features=frozenset({"ack"}), needs=frozenset({"instances"})),
     ]
-    found = await outcomes(cases, target={"unsupported": frozenset({"ack"})})
+    found = await outcomes(cases, target={"unsupported": frozenset({"ack"}), "claims": {"aud": "us"}})
     told = {one.case.id: (one.outcome, one.reason) for one in found.results}
     assert told == {
         "runs": (Outcome.PASSED, None),
         "policy": (Outcome.NOT_RUN, "about the watch policy 'contacts'; the target has 'anyone'"),
         "needs": (Outcome.NOT_RUN, "the target lacks hook:stop-store, instances"),
+        "claims": (Outcome.NOT_RUN, "the target lacks claim:iss"),
+        "issued": (Outcome.PASSED, None),
         "feature": (Outcome.UNSUPPORTED, "the target does not support ack"),
     }
     found = await outcomes(cases[:1], target={"conformance": Class.GUIDE})

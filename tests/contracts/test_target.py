@@ -118,6 +118,20 @@ def test_a_token_is_bad_in_the_way_that_its_kind_says(tmp_path, kind, refused):
         assert type(caught.value) is refused
 
 
+@pytest.mark.parametrize(("name", "refused"), [("iss", jwt.InvalidIssuerError), ("aud", jwt.InvalidAudienceError)])
+def test_a_token_of_another_issuer_or_audience_is_good_in_all_else(tmp_path, name, refused):
+    found = target(tmp_path, tables=TOKEN + 'claims = { iss = "us", aud = ["them"] }')
+    token = TokenMaker(found).make("ann", f"other-{name}") or ""
+
+    def read(**said):
+        return jwt.decode(token, SECRET, algorithms=["HS256"], options={"verify_aud": "audience" in said}, **said)
+
+    issuer, audience = {"issuer": "us"}, {"audience": "them"}
+    with pytest.raises(refused):
+        read(**issuer, **audience)
+    assert read(**(audience if name == "iss" else issuer))["sub"] == "ann"
+
+
 def test_a_token_ends_when_it_is_said(tmp_path):
     token = TokenMaker(target(tmp_path)).make("ann", "ends: 2s")
     assert token is not None
