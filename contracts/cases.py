@@ -31,6 +31,7 @@ _CONNECTED = frozenset(
         "thaw",
         "closed",
         "still-open",
+        "ping",
         "send",
         "raw",
         "watch",

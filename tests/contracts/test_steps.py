@@ -192,6 +192,20 @@ async def test_a_server_that_answers_nothing_fails(short, step):
     assert (found.outcome, found.step) == (Outcome.FAILED, 1)
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_ping_is_to_be_answered(short, deaf):
+    async def handler(socket: ServerConnection) -> None:
+        if deaf:
+            socket.transport.pause_reading()
+            await asyncio.sleep(1)
+            socket.transport.resume_reading()
+        await socket.wait_closed()
+
+    found = await verdict(handler, {"open": "ann"}, {"ping": "ann"})
+    told = (Outcome.FAILED, 2, "a pong for ann within 0.5 s") if deaf else (Outcome.PASSED, None, None)
+    assert (found.outcome, found.step, found.expected) == told
+
+
 BOB = "MESSAGE about bob (online: true) for ann, within 0.5 s"
 
 
