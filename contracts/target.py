@@ -68,7 +68,7 @@ MOST_SLACK = 0.6
 
 TOKEN_IN = ("authorization", "passcode", "upgrade")
 _HOUR = 3600
-_BEYOND, _WITHIN = 30, 5
+_BEYOND, _WITHIN = 15, 5
 """s: more and less than the leeway of 10 s, by more than clocks are apart."""
 _COMMAND_LIMIT = 10.0
 """s: for the command that prints a token."""
