@@ -32,6 +32,7 @@ _CONNECTED = frozenset(
         "thaw",
         "closed",
         "still-open",
+        "ping",
         "send",
         "raw",
         "watch",
@@ -210,13 +211,9 @@ def _case(raw: Mapping[str, Any], file: str, clauses: Mapping[str, Clause]) -> C
 def _faults(step: Mapping[str, Any], case: Case) -> Iterator[str]:
     """What a schema cannot say."""
     verb = next(iter(step))
-    kind = step.get("token", "valid")
-    if kind not in SECRETLESS and "secret" not in case.needs:
-        yield f"token: {kind!r} needs 'secret' among the case's needs"
-    if step.get("instance", 1) > 1 and "instances" not in case.needs:
-        yield "instance: needs 'instances' among the case's needs"
-    if verb == "hook" and f"hook:{step[verb]}" not in case.needs:
-        yield f"hook: needs 'hook:{step[verb]}' among the case's needs"
+    for what, need in _needs(step):
+        if need not in case.needs:
+            yield f"{what} needs {need!r} among the case's needs"
     if step.get("at-least", 0) > step.get("at-once", 1):
         yield "at-least: is more than at-once"
     for name in ("save", "save-as"):
@@ -232,6 +229,20 @@ def _faults(step: Mapping[str, Any], case: Case) -> Iterator[str]:
                 yield f"{verb}: {text!r} is no regular expression: {error}"
         if (ids := re.fullmatch(r"\$ids (\d+)(?: from \d+)?", text)) and int(ids[1]) > MOST_IDS:
             yield f"{verb}: {text!r} asks for more than {MOST_IDS}"
+
+
+def _needs(step: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What of a step needs what of the target."""
+    verb = next(iter(step))
+    kind = step.get("token", "valid")
+    if kind not in SECRETLESS:
+        yield f"token: {kind!r}", "secret"
+    if kind.startswith("other-"):
+        yield f"token: {kind!r}", f"claim:{kind.removeprefix('other-')}"
+    if step.get("instance", 1) > 1:
+        yield "instance:", "instances"
+    if verb == "hook":
+        yield "hook:", f"hook:{step[verb]}"
 
 
 def _forward_references(step: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> Iterator[str]:

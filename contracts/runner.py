@@ -311,6 +311,7 @@ def _has(target: Target, need: str) -> bool:
         "short-lease": target.lease <= SHORT_LEASE,
         "directory": target.directory_loaded,
         "secret": target.secret is not None,
+        "claim": name in target.claims,
         "hook": name in target.hooks,
     }[kind]
 

@@ -231,6 +231,16 @@ async def _still_open(story: Story, step: Step) -> None:
         await story.send_with_receipt(connection, "SEND", {"destination": "/app/heartbeat"})
         return
     await story.send(connection, "SEND", {"destination": "/app/heartbeat"})
+    await _pinged(story, connection)
+
+
+@verb("ping")
+async def _ping(story: Story, step: Step) -> None:
+    await _pinged(story, story.connection(step["ping"]))
+
+
+async def _pinged(story: Story, connection: Connection) -> None:
+    """Send a WebSocket ping; it must be answered."""
     try:
         async with asyncio.timeout(story.limit):
             await (await connection.socket.ping())

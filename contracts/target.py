@@ -58,7 +58,7 @@ HOOKS = (
 
 TOKENS = (
     "valid", "absent", "garbage", "expired", "wrong-secret", "alg-none", "alg-other", "no-exp", "no-sub", "bad-sub",
-    "not-yet", "soon",
+    "not-yet", "soon", "other-iss", "other-aud",
 )  # fmt: skip
 SECRETLESS = frozenset({"valid", "absent", "garbage"})
 """The kinds that can be had without the secret."""
@@ -68,7 +68,7 @@ MOST_SLACK = 0.6
 
 TOKEN_IN = ("authorization", "passcode", "upgrade")
 _HOUR = 3600
-_BEYOND, _WITHIN = 30, 5
+_BEYOND, _WITHIN = 15, 5
 """s: more and less than the leeway of 10 s, by more than clocks are apart."""
 _COMMAND_LIMIT = 10.0
 """s: for the command that prints a token."""
@@ -457,6 +457,8 @@ class TokenMaker:
             claims["nbf"] = now + _BEYOND
         elif kind == "soon":
             claims["nbf"] = now + _WITHIN
+        elif kind in {"other-iss", "other-aud"}:
+            claims[kind.removeprefix("other-")] = "https://elsewhere.example"
         elif kind != "valid":
             raise Misused(f"there is no token of the kind {kind!r}")
         with warnings.catch_warnings():

@@ -36,7 +36,7 @@ from contracts.cases import fixture, load_cases
 from contracts.clauses import load_clauses
 from contracts.model import Case, Class, Clause, Outcome, Result, Run
 from contracts.target import Instance, Target, load_target
-from tests.contracts.verified import LEASE, SLACK, Keeper
+from tests.contracts.verified import CLAIMS, IDENTITY, LEASE, SLACK, Keeper
 from tests.support.fork_server import fork_presence
 from tests.support.server import ROOT, SECRET, ServerProcess, environment
 
@@ -114,7 +114,7 @@ class MutantServer(ServerProcess):
     """One instance of a broken server."""
 
     def __init__(self, mutant: Mutant, **settings: object) -> None:
-        common = {"lease_seconds": LEASE, "watch_policy": mutant.policy}
+        common = {"lease_seconds": LEASE, "watch_policy": mutant.policy} | IDENTITY
         # What a broken server says in its log is not what is asked here.
         super().__init__(allow_traceback=True, **(common | settings | dict(mutant.settings)))
         self.directory_file.write_text(json.dumps(fixture(suite()[1])))
@@ -162,6 +162,7 @@ async def running(mutant: Mutant) -> AsyncIterator[Target]:
             "slack": SLACK,
             "policy": mutant.policy,
             "secret": SECRET,
+            "claims": CLAIMS,
             "directory_loaded": True,
         }
         yield Target(mutant.name, Class.FULL, instances, **said)

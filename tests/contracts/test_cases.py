@@ -56,6 +56,7 @@ def test_a_case_is_read_and_has_the_strictest_of_its_levels(tmp_path):
         ('{ expect = "ann", json = { version = "$intger" } }', "", r"expect: '\$intger' is no matcher"),
         ('{ expect = "ann", body = "~ (" }', "", r"is no regular expression"),
         ('{ connect = "bob", token = "expired" }', "", r"token: 'expired' needs 'secret'"),
+        ('{ connect = "bob", token = "other-iss" }', 'needs = ["secret"]', r"token: 'other-iss' needs 'claim:iss'"),
         ('{ connect = "bob", instance = 2 }', "", r"instance: needs 'instances'"),
         ('{ beat = "bob" }', "", r"one: steps\[2\]: beat: bob has no connection before it"),
         ('{ get = "/x", at-least = 1 }', "", r"one: steps\[2\]: 'at-once' is a dependency of 'at-least'"),

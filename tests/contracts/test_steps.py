@@ -196,6 +196,20 @@ async def test_a_server_that_answers_nothing_fails(short, step):
     assert (found.outcome, found.step) == (Outcome.FAILED, 1)
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_ping_is_to_be_answered(short, deaf):
+    async def handler(socket: ServerConnection) -> None:
+        if deaf:
+            socket.transport.pause_reading()
+            await asyncio.sleep(1)
+            socket.transport.resume_reading()
+        await socket.wait_closed()
+
+    found = await verdict(handler, {"open": "ann"}, {"ping": "ann"})
+    told = (Outcome.FAILED, 2, "a pong for ann within 0.5 s") if deaf else (Outcome.PASSED, None, None)
+    assert (found.outcome, found.step, found.expected) == told
+
+
 BOB = "MESSAGE about bob (online: true) for ann, within 0.5 s"
 
 
@@ -723,14 +737,18 @@ async def test_a_case_runs_only_where_it_says_something_of_the_target():
         case(step, identity="runs", policy="any"),
         case(step, identity="policy", policy="contacts"),
         case(step, identity="needs", needs=frozenset({"instances", "hook:stop-store"})),
+        case(step, identity="claims", needs=frozenset({"claim:iss"})),
+        case(step, identity="issued", needs=frozenset({"claim:aud"})),
         case(step, identity="feature", features=frozenset({"ack"}), needs=frozenset({"instances"})),
     ]
-    found = await outcomes(cases, target={"unsupported": frozenset({"ack"})})
+    found = await outcomes(cases, target={"unsupported": frozenset({"ack"}), "claims": {"aud": "us"}})
     told = {one.case.id: (one.outcome, one.reason) for one in found.results}
     assert told == {
         "runs": (Outcome.PASSED, None),
         "policy": (Outcome.NOT_RUN, "about the watch policy 'contacts'; the target has 'anyone'"),
         "needs": (Outcome.NOT_RUN, "the target lacks hook:stop-store, instances"),
+        "claims": (Outcome.NOT_RUN, "the target lacks claim:iss"),
+        "issued": (Outcome.PASSED, None),
         "feature": (Outcome.UNSUPPORTED, "the target does not support ack"),
     }
     found = await outcomes(cases[:1], target={"conformance": Class.GUIDE})

@@ -77,7 +77,9 @@ async def test_a_server_in_tls_is_verified_by_the_authority_that_the_target_name
     async def ran(port: int, ca: str) -> list[Outcome]:
         instances = f'{ca}\n[[instances]]\nhttp = "https://127.0.0.1:{port}"'
         file.write_text(
-            verified.TARGET.format(lease=10, slack=1, policy="anyone", secret=SECRET, hooks="", instances=instances)
+            verified.TARGET.format(
+                lease=10, slack=1, policy="anyone", secret=SECRET, claims="{}", hooks="", instances=instances
+            )
         )
         found = await runner.run(load_target(file), load_cases(clauses), clauses, only=["watch-both-edges"])
         return [one.outcome for one in found.results if one.outcome is not Outcome.NOT_RUN]
@@ -148,6 +150,7 @@ async def test_no_case_passes_a_server_that_accepts_and_answers_nothing(handler)
             slack=0.0,
             parallel=len(cases),
             secret=SECRET,
+            claims=verified.CLAIMS,
             directory_loaded=True,
             hooks={name: ["true"] for name in HOOKS},
         )
@@ -166,6 +169,7 @@ async def complaint(tmp_path, port):
         slack=1,
         policy="anyone",
         secret=SECRET,
+        claims="{}",
         hooks="",
         instances=f'[[instances]]\nhttp = "http://127.0.0.1:{port}"',
     )

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,6 +36,9 @@ STORE_TIMEOUT = 1
 """s: how soon it is clear to an instance that its store is away."""
 SLACK = 0.3
 """s: less than what is late where something is; too little can only find too much."""
+CLAIMS: dict[str, Any] = {"iss": "https://issuer.example", "aud": "presence"}
+"""What a token has to say beside its user and its end."""
+IDENTITY = {"jwt_issuer": CLAIMS["iss"], "jwt_audience": CLAIMS["aud"]}
 POLICIES = ("anyone", "contacts")
 REPORTS = ("html", "json", "junit")
 TARGET = """class = "full"
@@ -44,6 +48,7 @@ policy = "{policy}"
 {instances}
 [token]
 secret = "{secret}"
+claims = {claims}
 [directory]
 loaded = true
 [hooks]
@@ -69,7 +74,7 @@ class Keeper:
             "store_timeout_seconds": STORE_TIMEOUT,
             "lease_seconds": LEASE,
             "watch_policy": policy,
-        }
+        } | IDENTITY
         self.lease = (fleet | settings)["lease_seconds"]
         self.servers = self.instances(fleet | settings)
 
@@ -110,7 +115,8 @@ class Keeper:
 
     async def _settled(self) -> bool:
         """A store that is new to an instance may have lost what it knew: for a while nobody is said to be offline."""
-        answers = [await server.get("/api/presence/check/nobody", "nobody") for server in self.servers]
+        path = "/api/presence/check/nobody"
+        answers = [await server.get(path, token=server.token("nobody", **CLAIMS)) for server in self.servers]
         return all(answer.status == 200 for answer in answers)
 
     def _target(self) -> str:
@@ -120,6 +126,7 @@ class Keeper:
             slack=SLACK,
             policy=self.policy,
             secret=SECRET,
+            claims="{{ {} }}".format(", ".join(f"{name} = {json.dumps(value)}" for name, value in CLAIMS.items())),
             instances="".join(f'[[instances]]\nhttp = "{server.http}"\n' for server in self.servers),
             hooks="\n".join(f"{name} = {json.dumps([*hook, name, '{instance}'])}" for name in HOOKS),
         )
