@@ -119,10 +119,11 @@ class _Pair(NamedTuple):
 
 _NEW: Final = _Pair(0, online=False, version=-1)
 _NOBODY: Final[Mapping[str, _Pair]] = MappingProxyType({})
+_NO_VERSIONS: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 class _User:
-    __slots__ = ("base", "changed", "edges", "end", "heard", "sessions", "shared", "watchers")
+    __slots__ = ("base", "changed", "edges", "end", "heard", "sessions", "shared", "versions", "watchers")
 
     def __init__(self) -> None:
         self.sessions: dict[str, float | None] = {}
@@ -137,6 +138,9 @@ class _User:
         """Number of the next edge."""
         self.watchers: Mapping[str, _Pair] = _NOBODY
         self.shared = _NEW
+        self.versions: Mapping[int, int] = _NO_VERSIONS
+        """Version to the number of the edge that it is believed to be of: a change has the same for all watchers.
+        That of the first edge is left out: no older one is there to be confused with it."""
 
     def keep(self, watcher: str, pair: _Pair) -> None:
         if pair.next == self.end and pair.online == self.heard:
@@ -147,6 +151,19 @@ class _User:
         if not isinstance(self.watchers, dict):
             self.watchers = {}  # a dict for each of thousands whom nobody watches is too large
         self.watchers[watcher] = self.shared
+
+    def believe(self, version: int, n: int) -> None:
+        """The first belief stays: when the first watcher was told, there were the fewest edges to choose from."""
+        if n > self.base and version not in self.versions:
+            if not isinstance(self.versions, dict):
+                self.versions = {}
+            self.versions[version] = n
+
+    def forget(self, upto: int) -> None:
+        """Drops the edges before the one of this number."""
+        del self.edges[: upto - self.base]
+        self.base = upto
+        self.versions = {version: n for version, n in self.versions.items() if n > upto} or _NO_VERSIONS
 
     def drop(self, watcher: str) -> _Pair | None:
         return self.watchers.pop(watcher, None) if isinstance(self.watchers, dict) else None
@@ -243,6 +260,9 @@ class Ledger:
         state, version = known or (record.heard if online is None else online, -1)
         self._watched.setdefault(watcher, []).append(user)
         first = self._first_after(record, state, at)
+        if version > 0:
+            # What the snapshot reflects is not to be told again.
+            first = max(first, record.versions.get(version, -1) + 1)
         early = first == record.end and state != record.heard
         # Whatever the snapshot is about, nothing from before it was to be told.
         record.keep(watcher, _Pair(first, state, version, at, early, silent=at, about=inf))
@@ -336,8 +356,7 @@ class Ledger:
         while done > record.base and record.edges[done - 1 - record.base].at > at - self._late:
             done -= 1
         if done > record.base:
-            del record.edges[: done - record.base]
-            record.base = done
+            record.forget(done)
         if record.end - bool(record.watchers) > record.base:
             self._unsettled.add(user)
 
@@ -376,6 +395,8 @@ class Ledger:
         if same:
             # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order.
             n = next((n for n in same if at - record.edges[n - record.base].at <= self._late), same[0])
+            n = self._by_version(record, n, version)
+            record.believe(version, n)
             self._judge(record, pair, n)
             edge = record.edges[n - record.base]
             self._receive(edge, at)
@@ -393,6 +414,20 @@ class Ledger:
             return _Pair(record.end, online, version), about
         return _Pair(record.end, online, version, at, early=True), Edge(at, online, EARLY, at)
 
+    def _by_version(self, record: _User, n: int, version: int) -> int:
+        """The edge of which others were told with this version; `n` if that is not a later one of the same kind.
+
+        What others were told of may be a wrong guess: it is not followed if that would call an edge missing.
+        """
+        believed = record.versions.get(version, -1)
+        if believed <= n:
+            return n
+        skipped = record.edges[n - record.base : believed - record.base]
+        if len(skipped) % 2:
+            return n
+        spared = all(back.at - edge.at <= _UNDER_WAY for edge, back in zip(skipped[::2], skipped[1::2], strict=True))
+        return believed if spared else n
+
     def _resolved(self, record: _User, pair: _Pair, at: float, before: float) -> _Pair:
         """The pair once it is known whether an early notice had its edge; what is younger than `before` can wait."""
         if not pair.early:
@@ -402,6 +437,7 @@ class Ledger:
             edge = record.edges[pair.next - record.base]
             if edge.online == pair.online and edge.at - pair.since <= allowed:
                 self._receive(edge, edge.at)
+                record.believe(pair.version, pair.next)
                 return _Pair(pair.next + 1, pair.online, pair.version, edge.at)
         elif pair.since > before:
             return pair

@@ -772,3 +772,53 @@ def test_of_a_server_that_is_behind_each_notice_is_about_its_own_edge(ledger, ev
             ledger.session_ended("u", "s", at, "lost")
     result = ledger.close(100.0)
     assert (result.received, faults(result)) == (20, {})
+
+
+# One change has one version, whoever is told of it.
+
+
+@pytest.mark.parametrize("snapshot", [0, 1])
+def test_who_comes_while_a_user_flips_is_owed_nothing_that_the_snapshot_shows(ledger, snapshot):
+    """A snapshot of the last edge, or of the one before; others have been told of both."""
+    for n in range(10):
+        at = 10.0 + n * 0.4
+        if n % 2:
+            ledger.session_opened("u", "s", at)
+        else:
+            ledger.session_ended("u", "s", at, "signed-off")
+        ledger.told("w", "u", n % 2 == 1, 2 + n, False, at + 0.002)
+        if n == 4 + snapshot:
+            ledger.told("x", "u", snapshot == 1, 6 + snapshot, True, at + 0.003)
+            ledger.watching("x", "u", at + 0.004)
+        elif n > 4 + snapshot:
+            assert ledger.told("x", "u", n % 2 == 1, 2 + n, False, at + 0.002).at == at
+    assert faults(ledger.close(30.0)) == {}
+
+
+def test_a_notice_is_about_the_edge_of_which_others_were_told_with_its_version(ledger):
+    """A short absence may be spared a watcher, who is told of the next one."""
+    ledger.told("x", "u", True, 1, True, 1.0)
+    ledger.watching("x", "u", 1.0)
+    for n, at in enumerate((10.0, 10.3, 10.6)):
+        if n % 2:
+            ledger.told("w", "u", True, 2 + n, False, at - 0.001)
+            ledger.session_opened("u", "s", at)
+        else:
+            ledger.session_ended("u", "s", at, "signed-off")
+            ledger.told("w", "u", False, 2 + n, False, at + 0.001)
+    assert ledger.told("x", "u", False, 4, False, 10.7).at == 10.6
+    assert faults(ledger.close(30.0)) == {}
+    assert not ledger._users["u"].versions, "they would need memory"
+
+
+def test_a_wrong_guess_about_a_version_accuses_nobody_else(ledger):
+    """The server is 3 s behind. What is on its way to x is of edges that are older than its watch is believed to be."""
+    ledger.session_ended("u", "s", 10.0, "lost")
+    ledger.session_opened("u", "s", 11.5)
+    ledger.session_ended("u", "s", 13.0, "lost")
+    ledger.told("x", "u", True, 1, True, 13.0)
+    ledger.watching("x", "u", 13.1)
+    assert ledger.told("x", "u", False, 2, False, 13.2).at == 13.0, "a wrong guess"
+    told = [ledger.told("w", "u", n % 2 == 1, 2 + n, False, at) for n, at in enumerate((13.2, 14.5, 16.0))]
+    assert [edge.at for edge in told] == [10.0, 11.5, 13.0]
+    assert faults(ledger.close(30.0)) == {}
