@@ -139,7 +139,8 @@ class _User:
         self.watchers: Mapping[str, _Pair] = _NOBODY
         self.shared = _NEW
         self.versions: Mapping[int, int] = _NO_VERSIONS
-        """Version to the number of the edge that it is believed to be of: a change has the same for all watchers.
+        """Version to the number of the edge that it is believed to be of: a change has the same for all watchers. Of a
+        notice that came early it is the next edge.
         That of the first edge is left out: no older one is there to be confused with it."""
 
     def keep(self, watcher: str, pair: _Pair) -> None:
@@ -262,7 +263,7 @@ class Ledger:
         first = self._first_after(record, state, at)
         if version > 0:
             # What the snapshot reflects is not to be told again.
-            first = max(first, record.versions.get(version, -1) + 1)
+            first = max(first, min(record.versions.get(version, -1) + 1, record.end))
         early = first == record.end and state != record.heard
         # Whatever the snapshot is about, nothing from before it was to be told.
         record.keep(watcher, _Pair(first, state, version, at, early, silent=at, about=inf))
@@ -412,6 +413,7 @@ class Ledger:
             if about is not None and not snapshot:
                 self._time(about, at)
             return _Pair(record.end, online, version), about
+        record.believe(version, record.end)
         return _Pair(record.end, online, version, at, early=True), Edge(at, online, EARLY, at)
 
     def _by_version(self, record: _User, n: int, version: int) -> int:
@@ -420,7 +422,7 @@ class Ledger:
         What others were told of may be a wrong guess: it is not followed if that would call an edge missing.
         """
         believed = record.versions.get(version, -1)
-        if believed <= n:
+        if not n < believed < record.end:
             return n
         skipped = record.edges[n - record.base : believed - record.base]
         if len(skipped) % 2:
@@ -437,7 +439,6 @@ class Ledger:
             edge = record.edges[pair.next - record.base]
             if edge.online == pair.online and edge.at - pair.since <= allowed:
                 self._receive(edge, edge.at)
-                record.believe(pair.version, pair.next)
                 return _Pair(pair.next + 1, pair.online, pair.version, edge.at)
         elif pair.since > before:
             return pair

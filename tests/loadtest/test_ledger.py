@@ -795,6 +795,20 @@ def test_who_comes_while_a_user_flips_is_owed_nothing_that_the_snapshot_shows(le
     assert faults(ledger.close(30.0)) == {}
 
 
+def test_a_snapshot_of_what_others_were_told_early_shows_it(ledger):
+    """They read of the connect a moment before the user itself read CONNECTED."""
+    ledger.session_ended("u", "s", 10.0, "lost")
+    ledger.told("w", "u", False, 2, False, 10.1)
+    ledger.told("w", "u", True, 3, False, 10.4)
+    ledger.session_opened("u", "s", 10.401)
+    ledger.told("x", "u", True, 3, True, 10.9)
+    ledger.watching("x", "u", 10.9)
+    ledger.session_ended("u", "s", 11.6, "lost")
+    assert ledger.told("x", "u", False, 4, False, 11.7).at == 11.6
+    ledger.told("w", "u", False, 4, False, 11.7)
+    assert faults(ledger.close(30.0)) == {}
+
+
 def test_a_notice_is_about_the_edge_of_which_others_were_told_with_its_version(ledger):
     """A short absence may be spared a watcher, who is told of the next one."""
     ledger.told("x", "u", True, 1, True, 1.0)
