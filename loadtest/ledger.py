@@ -63,7 +63,8 @@ class LedgerResult:
     contradicted: int = 0
     """Of these: neither true when asked nor when answered."""
     notice: dict[str, Histogram] = field(default_factory=dict)
-    """Time to notice in µs, by `connect`, `revived`, `disconnect`, `lost`, `expiry`, `drained`."""
+    """Time to notice in µs from when the change was intended; by `connect`, `revived`, `disconnect`, `lost`, `expiry`,
+    `drained`."""
 
     def __add__(self, other: LedgerResult) -> LedgerResult:
         numbers = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "notice"}
@@ -438,7 +439,7 @@ class Ledger:
         if pair.next < record.end:
             edge = record.edges[pair.next - record.base]
             if edge.online == pair.online and edge.at - pair.since <= allowed:
-                self._receive(edge, edge.at)
+                self._receive(edge, pair.since)
                 return _Pair(pair.next + 1, pair.online, pair.version, edge.at)
         elif pair.since > before:
             return pair
@@ -486,7 +487,7 @@ class Ledger:
         histogram = self._result.notice.get(kind)
         if histogram is None:
             histogram = self._result.notice[kind] = Histogram()
-        histogram.record((at - edge.at) * 1e6)
+        histogram.record(max(0.0, at - edge.intended) * 1e6)
 
     def _count_wrong(self, record: _User, pair: _Pair, at: float) -> None:
         """Adds the time up to `at` for which the pair showed what was not so."""

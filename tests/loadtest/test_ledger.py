@@ -361,6 +361,18 @@ def test_time_to_notice_counts_from_the_end_of_the_lease(ledger):
     assert faults(result) == {}
 
 
+def test_time_to_notice_counts_from_when_the_change_was_intended(ledger):
+    """Also where the notice came before the harness itself knew of the change."""
+    ledger.session_ended("u", "s", 10.0, "disconnect", 9.5)
+    ledger.told("w", "u", False, 2, False, 10.1)
+    ledger.told("w", "u", True, 3, False, 20.0)
+    ledger.session_opened("u", "s", 20.1, 19.0)
+    result = ledger.close(30.0)
+    assert result.notice["disconnect"].max() == pytest.approx(600, rel=1e-3)
+    assert result.notice["connect"].max() == pytest.approx(1000, rel=1e-3)
+    assert faults(result) == {}
+
+
 def test_a_lost_notice_is_ghost_time_until_the_end(ledger):
     ledger.session_ended("u", "s", 10.0, "lost")
     result = ledger.close(25.0)
