@@ -26,6 +26,8 @@ _DATED_AHEAD = frozenset({"expiry", "drained"})  # a lease ends without anyone d
 _EARLY_OFFLINE = 1.0
 """Seconds that "offline" may come before the harness has noticed the loss itself. "online" has `late`: under load the
 answer to the CONNECT may wait behind others while the watchers have long been told."""
+_EARLY_EXPIRY = 0.002
+"""The same where a lease is what ended: that is dated, not noticed, and servers keep leases in whole ms."""
 _UNDER_WAY = 1.0
 """Seconds that notices of several quick changes may be under way when a watch is confirmed. And in which a server may
 take two of them for none: who is not slow to read may be spared a change that was soon taken back, not every one."""
@@ -435,9 +437,10 @@ class Ledger:
         """The pair once it is known whether an early notice had its edge; what is younger than `before` can wait."""
         if not pair.early:
             return pair
-        allowed = self._late if pair.online else _EARLY_OFFLINE
         if pair.next < record.end:
             edge = record.edges[pair.next - record.base]
+            early = _EARLY_EXPIRY if edge.how == "expiry" else _EARLY_OFFLINE
+            allowed = self._late if pair.online else early
             if edge.online == pair.online and edge.at - pair.since <= allowed:
                 self._receive(edge, pair.since)
                 return _Pair(pair.next + 1, pair.online, pair.version, edge.at)

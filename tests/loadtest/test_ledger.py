@@ -673,6 +673,22 @@ def test_offline_seconds_before_the_lease_ends_is_false(ledger):
     assert ledger.close(80.0).unexpected == 1
 
 
+@pytest.mark.parametrize(("early", "unexpected"), [(0.95, 1), (0.003, 1), (0.0015, 0)])
+def test_a_lease_may_end_early_by_what_it_was_rounded_by(ledger, early, unexpected):
+    ledger.session_ended("u", "s", 60.0, "expiry")
+    ledger.told("w", "u", False, 2, False, 60.0 - early)
+    result = ledger.close(80.0)
+    assert (result.unexpected, result.received) == (unexpected, 1 - unexpected)
+    assert result.missing == 0
+    assert result.false_offline_seconds == pytest.approx(early * unexpected)
+
+
+def test_a_drain_that_is_guessed_may_end_early_by_more(ledger):
+    ledger.session_ended("u", "s", 25.0, "drained")
+    ledger.told("w", "u", False, 2, False, 24.1)
+    assert faults(ledger.close(40.0)) == {}
+
+
 def test_a_step_may_end_between_a_notice_and_what_it_is_about(ledger):
     ledger.watching("w", "v", 1.0, False)
     ledger.told("w", "v", True, 2, False, 2.0)
