@@ -63,7 +63,7 @@ class LedgerResult:
     checked: int = 0
     """States from REST that were compared with the truth."""
     contradicted: int = 0
-    """Of these: neither true when asked nor when answered."""
+    """Of these: neither true when asked nor when answered, nor "online" of who has read CONNECTED within `late`."""
     notice: dict[str, Histogram] = field(default_factory=dict)
     """Time to notice in µs from when the change was intended; by `connect`, `revived`, `disconnect`, `lost`, `expiry`,
     `drained`."""
@@ -191,6 +191,8 @@ class Ledger:
         """Watcher to user to `(online, version)`: told before the receipt that confirms the watch."""
         self._ends: list[tuple[float, str, str, str]] = []
         """Heap of `(at, user, session, how)`; one that no longer holds is passed over."""
+        self._ahead: dict[str, list[float]] = {}
+        """User to when REST said "online" of it and the truth did not: it may have been ahead of CONNECTED."""
         self._unsettled: set[str] = set()
         self._result = LedgerResult()
 
@@ -246,7 +248,12 @@ class Ledger:
         self._pass_to(at)
         record = self._user(user)
         self._result.checked += 1
-        self._result.contradicted += record.heard != online and record.changed < asked - _EARLY_OFFLINE
+        if record.heard == online or record.changed >= asked - _EARLY_OFFLINE:
+            return
+        if online:
+            self._ahead.setdefault(user, []).append(at)
+        else:
+            self._result.contradicted += 1
 
     # Watching.
 
@@ -342,8 +349,18 @@ class Ledger:
         unsettled, self._unsettled = self._unsettled, set()
         for user in unsettled:
             self._settle_user(user, self._users[user], at, before)
+        for user in list(self._ahead):
+            self._settle_ahead(user, before)
         result, self._result = self._result, LedgerResult()
         return result
+
+    def _settle_ahead(self, user: str, before: float) -> None:
+        """Judges what REST said of a user before `before`; of what it said since, the CONNECTED may still be read."""
+        said = self._ahead.pop(user)
+        later = [at for at in said if at > before]
+        self._result.contradicted += len(said) - len(later)
+        if later:
+            self._ahead[user] = later
 
     def _settle_user(self, user: str, record: _User, at: float, before: float) -> None:
         for watcher, pair in record.watchers.items():
@@ -520,6 +537,10 @@ class Ledger:
         if online == record.heard:
             return
         record.heard, record.changed = online, at
+        if online and user in self._ahead:
+            # A beat is known here before it is known to the server.
+            self._settle_ahead(user, at - self._late if how == "connect" else inf)
+            self._ahead.pop(user, None)  # the rest was right
         record.edges.append(Edge(at, online, how, at if intended is None else intended))
         record.end += 1
         self._unsettled.add(user)

@@ -591,8 +591,36 @@ def test_a_state_from_rest_is_compared_with_the_truth(ledger):
     ledger.session_ended("u", "s", 20.0, "disconnect")
     ledger.checked("u", True, 19.9, 20.1)
     ledger.checked("u", True, 30.0, 30.1)
-    result = ledger.take(30.0)
+    result = ledger.close(30.1)
     assert (result.checked, result.contradicted) == (3, 1)
+
+
+@pytest.mark.parametrize(("known", "contradicted"), [(20.001, 0), (24.9, 0), (25.2, 1)])
+@pytest.mark.parametrize("taken", [20.0005, 22.0, 27.0])
+def test_rest_may_know_of_who_has_not_read_connected_yet(ledger, known, contradicted, taken):
+    """Whoever has read CONNECTED is online for every reader; nothing says that nobody may know before."""
+    ledger.checked("v", True, 19.9, 20.0)
+    total = LedgerResult()
+    for at in sorted([known, taken]):
+        if at == known:
+            ledger.session_opened("v", "s", at)
+        else:
+            total += ledger.take(at)
+    total += ledger.close(30.0)
+    assert (total.checked, total.contradicted) == (1, contradicted)
+
+
+def test_who_never_comes_was_not_online(ledger):
+    ledger.checked("v", True, 19.9, 20.0)
+    assert ledger.take(24.0).contradicted == 0
+    assert ledger.close(24.5).contradicted == 1
+
+
+def test_rest_cannot_know_of_a_beat_before_it_is_sent(ledger):
+    ledger.session_ended("u", "s", 60.0, "expiry")
+    ledger.checked("u", True, 69.9, 70.0)
+    ledger.beat("u", "s", 71.0)
+    assert ledger.close(80.0).contradicted == 1
 
 
 def test_a_change_costs_the_same_whoever_watches():
