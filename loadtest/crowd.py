@@ -119,7 +119,7 @@ class Session:
         self.lost_at = 0.0
         """When it lost the connection that it is to have."""
         self.beat_at = 0.0
-        """When the last beat was sent, or CONNECTED came: the lease counts from there."""
+        """When the last beat was sent, or CONNECT: the lease counts from there, at the earliest."""
         self.beats_due: tuple[float, ...] = ()
         """When the beats whose receipts are awaited were intended; receipts come in the order of the beats."""
         self.watch_from = 0.0
@@ -427,7 +427,7 @@ class Crowd:
         session: Session = conn.owner
         session.visit += 1
         session.tries = 0
-        session.beat_at = at
+        session.beat_at = conn.upgraded_at
         self.counts["connected"] += 1
         self.ledger.session_opened(session.user, str(session.visit), at, session.intended)
         self.metrics.record("WS connect", conn.upgraded_at - session.intended)

@@ -26,6 +26,8 @@ _DATED_AHEAD = frozenset({"expiry", "drained"})  # a lease ends without anyone d
 _EARLY_OFFLINE = 1.0
 """Seconds that "offline" may come before the harness has noticed the loss itself. "online" has `late`: under load the
 answer to the CONNECT may wait behind others while the watchers have long been told."""
+_EARLY_EXPIRY = 0.002
+"""The same where a lease is what ended: that is dated, not noticed, and servers keep leases in whole ms."""
 _UNDER_WAY = 1.0
 """Seconds that notices of several quick changes may be under way when a watch is confirmed. And in which a server may
 take two of them for none: who is not slow to read may be spared a change that was soon taken back, not every one."""
@@ -61,9 +63,10 @@ class LedgerResult:
     checked: int = 0
     """States from REST that were compared with the truth."""
     contradicted: int = 0
-    """Of these: neither true when asked nor when answered."""
+    """Of these: neither true when asked nor when answered, nor "online" of who has read CONNECTED within `late`."""
     notice: dict[str, Histogram] = field(default_factory=dict)
-    """Time to notice in µs, by `connect`, `revived`, `disconnect`, `lost`, `expiry`, `drained`."""
+    """Time to notice in µs from when the change was intended; by `connect`, `revived`, `disconnect`, `lost`, `expiry`,
+    `drained`."""
 
     def __add__(self, other: LedgerResult) -> LedgerResult:
         numbers = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "notice"}
@@ -119,10 +122,11 @@ class _Pair(NamedTuple):
 
 _NEW: Final = _Pair(0, online=False, version=-1)
 _NOBODY: Final[Mapping[str, _Pair]] = MappingProxyType({})
+_NO_VERSIONS: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 class _User:
-    __slots__ = ("base", "changed", "edges", "end", "heard", "sessions", "shared", "watchers")
+    __slots__ = ("base", "changed", "edges", "end", "heard", "sessions", "shared", "versions", "watchers")
 
     def __init__(self) -> None:
         self.sessions: dict[str, float | None] = {}
@@ -137,6 +141,10 @@ class _User:
         """Number of the next edge."""
         self.watchers: Mapping[str, _Pair] = _NOBODY
         self.shared = _NEW
+        self.versions: Mapping[int, int] = _NO_VERSIONS
+        """Version to the number of the edge that it is believed to be of: a change has the same for all watchers. Of a
+        notice that came early it is the next edge.
+        That of the first edge is left out: no older one is there to be confused with it."""
 
     def keep(self, watcher: str, pair: _Pair) -> None:
         if pair.next == self.end and pair.online == self.heard:
@@ -147,6 +155,19 @@ class _User:
         if not isinstance(self.watchers, dict):
             self.watchers = {}  # a dict for each of thousands whom nobody watches is too large
         self.watchers[watcher] = self.shared
+
+    def believe(self, version: int, n: int) -> None:
+        """The first belief stays: when the first watcher was told, there were the fewest edges to choose from."""
+        if n > self.base and version not in self.versions:
+            if not isinstance(self.versions, dict):
+                self.versions = {}
+            self.versions[version] = n
+
+    def forget(self, upto: int) -> None:
+        """Drops the edges before the one of this number."""
+        del self.edges[: upto - self.base]
+        self.base = upto
+        self.versions = {version: n for version, n in self.versions.items() if n > upto} or _NO_VERSIONS
 
     def drop(self, watcher: str) -> _Pair | None:
         return self.watchers.pop(watcher, None) if isinstance(self.watchers, dict) else None
@@ -170,6 +191,8 @@ class Ledger:
         """Watcher to user to `(online, version)`: told before the receipt that confirms the watch."""
         self._ends: list[tuple[float, str, str, str]] = []
         """Heap of `(at, user, session, how)`; one that no longer holds is passed over."""
+        self._ahead: dict[str, list[float]] = {}
+        """User to when REST said "online" of it and the truth did not: it may have been ahead of CONNECTED."""
         self._unsettled: set[str] = set()
         self._result = LedgerResult()
 
@@ -225,7 +248,12 @@ class Ledger:
         self._pass_to(at)
         record = self._user(user)
         self._result.checked += 1
-        self._result.contradicted += record.heard != online and record.changed < asked - _EARLY_OFFLINE
+        if record.heard == online or record.changed >= asked - _EARLY_OFFLINE:
+            return
+        if online:
+            self._ahead.setdefault(user, []).append(at)
+        else:
+            self._result.contradicted += 1
 
     # Watching.
 
@@ -243,6 +271,9 @@ class Ledger:
         state, version = known or (record.heard if online is None else online, -1)
         self._watched.setdefault(watcher, []).append(user)
         first = self._first_after(record, state, at)
+        if version > 0:
+            # What the snapshot reflects is not to be told again.
+            first = max(first, min(record.versions.get(version, -1) + 1, record.end))
         early = first == record.end and state != record.heard
         # Whatever the snapshot is about, nothing from before it was to be told.
         record.keep(watcher, _Pair(first, state, version, at, early, silent=at, about=inf))
@@ -318,8 +349,18 @@ class Ledger:
         unsettled, self._unsettled = self._unsettled, set()
         for user in unsettled:
             self._settle_user(user, self._users[user], at, before)
+        for user in list(self._ahead):
+            self._settle_ahead(user, before)
         result, self._result = self._result, LedgerResult()
         return result
+
+    def _settle_ahead(self, user: str, before: float) -> None:
+        """Judges what REST said of a user before `before`; of what it said since, the CONNECTED may still be read."""
+        said = self._ahead.pop(user)
+        later = [at for at in said if at > before]
+        self._result.contradicted += len(said) - len(later)
+        if later:
+            self._ahead[user] = later
 
     def _settle_user(self, user: str, record: _User, at: float, before: float) -> None:
         for watcher, pair in record.watchers.items():
@@ -336,8 +377,7 @@ class Ledger:
         while done > record.base and record.edges[done - 1 - record.base].at > at - self._late:
             done -= 1
         if done > record.base:
-            del record.edges[: done - record.base]
-            record.base = done
+            record.forget(done)
         if record.end - bool(record.watchers) > record.base:
             self._unsettled.add(user)
 
@@ -376,6 +416,8 @@ class Ledger:
         if same:
             # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order.
             n = next((n for n in same if at - record.edges[n - record.base].at <= self._late), same[0])
+            n = self._by_version(record, n, version)
+            record.believe(version, n)
             self._judge(record, pair, n)
             edge = record.edges[n - record.base]
             self._receive(edge, at)
@@ -391,17 +433,33 @@ class Ledger:
             if about is not None and not snapshot:
                 self._time(about, at)
             return _Pair(record.end, online, version), about
+        record.believe(version, record.end)
         return _Pair(record.end, online, version, at, early=True), Edge(at, online, EARLY, at)
+
+    def _by_version(self, record: _User, n: int, version: int) -> int:
+        """The edge of which others were told with this version; `n` if that is not a later one of the same kind.
+
+        What others were told of may be a wrong guess: it is not followed if that would call an edge missing.
+        """
+        believed = record.versions.get(version, -1)
+        if not n < believed < record.end:
+            return n
+        skipped = record.edges[n - record.base : believed - record.base]
+        if len(skipped) % 2:
+            return n
+        spared = all(back.at - edge.at <= _UNDER_WAY for edge, back in zip(skipped[::2], skipped[1::2], strict=True))
+        return believed if spared else n
 
     def _resolved(self, record: _User, pair: _Pair, at: float, before: float) -> _Pair:
         """The pair once it is known whether an early notice had its edge; what is younger than `before` can wait."""
         if not pair.early:
             return pair
-        allowed = self._late if pair.online else _EARLY_OFFLINE
         if pair.next < record.end:
             edge = record.edges[pair.next - record.base]
+            early = _EARLY_EXPIRY if edge.how == "expiry" else _EARLY_OFFLINE
+            allowed = self._late if pair.online else early
             if edge.online == pair.online and edge.at - pair.since <= allowed:
-                self._receive(edge, edge.at)
+                self._receive(edge, pair.since)
                 return _Pair(pair.next + 1, pair.online, pair.version, edge.at)
         elif pair.since > before:
             return pair
@@ -449,7 +507,7 @@ class Ledger:
         histogram = self._result.notice.get(kind)
         if histogram is None:
             histogram = self._result.notice[kind] = Histogram()
-        histogram.record((at - edge.at) * 1e6)
+        histogram.record(max(0.0, at - edge.intended) * 1e6)
 
     def _count_wrong(self, record: _User, pair: _Pair, at: float) -> None:
         """Adds the time up to `at` for which the pair showed what was not so."""
@@ -479,6 +537,10 @@ class Ledger:
         if online == record.heard:
             return
         record.heard, record.changed = online, at
+        if online and user in self._ahead:
+            # A beat is known here before it is known to the server.
+            self._settle_ahead(user, at - self._late if how == "connect" else inf)
+            self._ahead.pop(user, None)  # the rest was right
         record.edges.append(Edge(at, online, how, at if intended is None else intended))
         record.end += 1
         self._unsettled.add(user)

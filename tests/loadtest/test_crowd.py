@@ -232,6 +232,25 @@ def test_what_made_a_user_offline_names_the_metric(stage, how, metric):
     assert stage.take() == {metric: [0.25]}
 
 
+def test_a_lease_counts_from_connect_and_not_from_when_its_answer_was_read(stage):
+    """The server may have made the session long before."""
+    stage.to(1)
+    stage.crowd.leave(stage.star, stage.engine.now())
+    stage.told(False)
+    stage.crowd.connect(stage.star, stage.engine.now())
+    conn = stage.star.conn
+    conn.is_open, conn.upgraded_at = True, stage.engine.now()
+    stage.told(True)
+    stage.to(3.5)
+    stage.crowd.on_connected(conn, stage.engine.now())
+    stage.crowd.mute(stage.star)
+    stage.to(61)
+    stage.told(False)
+    result = stage.crowd.ledger.close(START + 80)
+    assert (result.unexpected, result.missing, result.notice["expiry"].max()) == (0, 0, 0)
+    assert result.false_offline_seconds == 0
+
+
 def test_beats_that_the_server_prevents_are_neither_offered_nor_made(stage):
     stage.crowd.counts.clear()
     stage.closed(stage.star, "1011")

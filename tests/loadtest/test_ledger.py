@@ -361,6 +361,18 @@ def test_time_to_notice_counts_from_the_end_of_the_lease(ledger):
     assert faults(result) == {}
 
 
+def test_time_to_notice_counts_from_when_the_change_was_intended(ledger):
+    """Also where the notice came before the harness itself knew of the change."""
+    ledger.session_ended("u", "s", 10.0, "disconnect", 9.5)
+    ledger.told("w", "u", False, 2, False, 10.1)
+    ledger.told("w", "u", True, 3, False, 20.0)
+    ledger.session_opened("u", "s", 20.1, 19.0)
+    result = ledger.close(30.0)
+    assert result.notice["disconnect"].max() == pytest.approx(600, rel=1e-3)
+    assert result.notice["connect"].max() == pytest.approx(1000, rel=1e-3)
+    assert faults(result) == {}
+
+
 def test_a_lost_notice_is_ghost_time_until_the_end(ledger):
     ledger.session_ended("u", "s", 10.0, "lost")
     result = ledger.close(25.0)
@@ -579,8 +591,36 @@ def test_a_state_from_rest_is_compared_with_the_truth(ledger):
     ledger.session_ended("u", "s", 20.0, "disconnect")
     ledger.checked("u", True, 19.9, 20.1)
     ledger.checked("u", True, 30.0, 30.1)
-    result = ledger.take(30.0)
+    result = ledger.close(30.1)
     assert (result.checked, result.contradicted) == (3, 1)
+
+
+@pytest.mark.parametrize(("known", "contradicted"), [(20.001, 0), (24.9, 0), (25.2, 1)])
+@pytest.mark.parametrize("taken", [20.0005, 22.0, 27.0])
+def test_rest_may_know_of_who_has_not_read_connected_yet(ledger, known, contradicted, taken):
+    """Whoever has read CONNECTED is online for every reader; nothing says that nobody may know before."""
+    ledger.checked("v", True, 19.9, 20.0)
+    total = LedgerResult()
+    for at in sorted([known, taken]):
+        if at == known:
+            ledger.session_opened("v", "s", at)
+        else:
+            total += ledger.take(at)
+    total += ledger.close(30.0)
+    assert (total.checked, total.contradicted) == (1, contradicted)
+
+
+def test_who_never_comes_was_not_online(ledger):
+    ledger.checked("v", True, 19.9, 20.0)
+    assert ledger.take(24.0).contradicted == 0
+    assert ledger.close(24.5).contradicted == 1
+
+
+def test_rest_cannot_know_of_a_beat_before_it_is_sent(ledger):
+    ledger.session_ended("u", "s", 60.0, "expiry")
+    ledger.checked("u", True, 69.9, 70.0)
+    ledger.beat("u", "s", 71.0)
+    assert ledger.close(80.0).contradicted == 1
 
 
 def test_a_change_costs_the_same_whoever_watches():
@@ -659,6 +699,22 @@ def test_offline_seconds_before_the_lease_ends_is_false(ledger):
     ledger.told("w", "u", False, 2, False, 57.0)
     ledger.session_ended("u", "s", 60.0, "expiry")
     assert ledger.close(80.0).unexpected == 1
+
+
+@pytest.mark.parametrize(("early", "unexpected"), [(0.95, 1), (0.003, 1), (0.0015, 0)])
+def test_a_lease_may_end_early_by_what_it_was_rounded_by(ledger, early, unexpected):
+    ledger.session_ended("u", "s", 60.0, "expiry")
+    ledger.told("w", "u", False, 2, False, 60.0 - early)
+    result = ledger.close(80.0)
+    assert (result.unexpected, result.received) == (unexpected, 1 - unexpected)
+    assert result.missing == 0
+    assert result.false_offline_seconds == pytest.approx(early * unexpected)
+
+
+def test_a_drain_that_is_guessed_may_end_early_by_more(ledger):
+    ledger.session_ended("u", "s", 25.0, "drained")
+    ledger.told("w", "u", False, 2, False, 24.1)
+    assert faults(ledger.close(40.0)) == {}
 
 
 def test_a_step_may_end_between_a_notice_and_what_it_is_about(ledger):
@@ -772,3 +828,67 @@ def test_of_a_server_that_is_behind_each_notice_is_about_its_own_edge(ledger, ev
             ledger.session_ended("u", "s", at, "lost")
     result = ledger.close(100.0)
     assert (result.received, faults(result)) == (20, {})
+
+
+# One change has one version, whoever is told of it.
+
+
+@pytest.mark.parametrize("snapshot", [0, 1])
+def test_who_comes_while_a_user_flips_is_owed_nothing_that_the_snapshot_shows(ledger, snapshot):
+    """A snapshot of the last edge, or of the one before; others have been told of both."""
+    for n in range(10):
+        at = 10.0 + n * 0.4
+        if n % 2:
+            ledger.session_opened("u", "s", at)
+        else:
+            ledger.session_ended("u", "s", at, "signed-off")
+        ledger.told("w", "u", n % 2 == 1, 2 + n, False, at + 0.002)
+        if n == 4 + snapshot:
+            ledger.told("x", "u", snapshot == 1, 6 + snapshot, True, at + 0.003)
+            ledger.watching("x", "u", at + 0.004)
+        elif n > 4 + snapshot:
+            assert ledger.told("x", "u", n % 2 == 1, 2 + n, False, at + 0.002).at == at
+    assert faults(ledger.close(30.0)) == {}
+
+
+def test_a_snapshot_of_what_others_were_told_early_shows_it(ledger):
+    """They read of the connect a moment before the user itself read CONNECTED."""
+    ledger.session_ended("u", "s", 10.0, "lost")
+    ledger.told("w", "u", False, 2, False, 10.1)
+    ledger.told("w", "u", True, 3, False, 10.4)
+    ledger.session_opened("u", "s", 10.401)
+    ledger.told("x", "u", True, 3, True, 10.9)
+    ledger.watching("x", "u", 10.9)
+    ledger.session_ended("u", "s", 11.6, "lost")
+    assert ledger.told("x", "u", False, 4, False, 11.7).at == 11.6
+    ledger.told("w", "u", False, 4, False, 11.7)
+    assert faults(ledger.close(30.0)) == {}
+
+
+def test_a_notice_is_about_the_edge_of_which_others_were_told_with_its_version(ledger):
+    """A short absence may be spared a watcher, who is told of the next one."""
+    ledger.told("x", "u", True, 1, True, 1.0)
+    ledger.watching("x", "u", 1.0)
+    for n, at in enumerate((10.0, 10.3, 10.6)):
+        if n % 2:
+            ledger.told("w", "u", True, 2 + n, False, at - 0.001)
+            ledger.session_opened("u", "s", at)
+        else:
+            ledger.session_ended("u", "s", at, "signed-off")
+            ledger.told("w", "u", False, 2 + n, False, at + 0.001)
+    assert ledger.told("x", "u", False, 4, False, 10.7).at == 10.6
+    assert faults(ledger.close(30.0)) == {}
+    assert not ledger._users["u"].versions, "they would need memory"
+
+
+def test_a_wrong_guess_about_a_version_accuses_nobody_else(ledger):
+    """The server is 3 s behind. What is on its way to x is of edges that are older than its watch is believed to be."""
+    ledger.session_ended("u", "s", 10.0, "lost")
+    ledger.session_opened("u", "s", 11.5)
+    ledger.session_ended("u", "s", 13.0, "lost")
+    ledger.told("x", "u", True, 1, True, 13.0)
+    ledger.watching("x", "u", 13.1)
+    assert ledger.told("x", "u", False, 2, False, 13.2).at == 13.0, "a wrong guess"
+    told = [ledger.told("w", "u", n % 2 == 1, 2 + n, False, at) for n, at in enumerate((13.2, 14.5, 16.0))]
+    assert [edge.at for edge in told] == [10.0, 11.5, 13.0]
+    assert faults(ledger.close(30.0)) == {}
