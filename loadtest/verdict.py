@@ -14,6 +14,9 @@ from loadtest.run import Run, Step
 HOSTILE = "HOSTILE"
 """How the names of the metrics of hostile clients begin."""
 
+SESSION = "STOMP session"
+"""The metric of sessions that were to stay; it knows failures only."""
+
 BACK = 95
 """% of the sessions that have to be back at the end of a storm."""
 
@@ -54,10 +57,21 @@ def refusals(step: Step) -> Iterator[str]:
         yield f"{unanswered:,} of {asked:,} heartbeats that asked for a receipt got none"
     if (share := step.counts.get("back_percent", 100)) < BACK:
         yield f"only {share} % of the sessions were back at the end of the storm"
+    ended, connects = ended_early(step), step.counts.get("connects", 0)
+    if ended > few(connects):
+        yield f"the server ended {ended:,} sessions that were to stay, of {connects:,} connects"
     for name, count in step.errors.items():
         if name.startswith(HOSTILE):
             yield f"hostile input was not kept out: {name} ({count:,})"
     yield from failures(step)
+
+
+def ended_early(step: Step) -> int:
+    """Sessions that the server ended; not those that a scenario did, nor those of a restart that it made.
+
+    One may be told of it by an ERROR and then closed: that is one session.
+    """
+    return max((count for error, count in step.errors.items() if error.startswith(f"{SESSION}: ")), default=0)
 
 
 def few(tried: int) -> float:

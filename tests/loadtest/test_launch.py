@@ -103,13 +103,32 @@ def test_a_server_that_hangs_is_at_fault(unanswered, code):
         ({"PUSH online: ProbeError": 23}, None),
         ({"STOMP watch: ProbeError": 4}, "4 of 4 attempts at STOMP watch failed"),
         ({"STOMP watch: ProbeError": 3}, None),
-        ({"STOMP session: Closed": 9}, None),
     ],
 )
 def test_what_always_fails_is_a_breach(errors, said):
     """Failures are in no latency, and a probe that catches the server in a lie is one of them."""
     run = one_step()
     run.steps[0].errors = errors
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.steps[0].breach == said
+    assert verdict.exit_code(run) == (1 if said else 0)
+
+
+@pytest.mark.parametrize(
+    ("closed", "connects", "said"),
+    [
+        (5_000, 5_100, "the server ended 5,000 sessions that were to stay, of 5,100 connects"),
+        (5, 100, "the server ended 5 sessions that were to stay, of 100 connects"),
+        (4, 100, None),
+    ],
+)
+def test_a_server_that_throws_its_clients_out_is_at_fault(closed, connects, said):
+    """They return at once, so that all are there at the end, and what was told in between keeps the SLO."""
+    run = one_step()
+    run.steps[0].counts = {"connects": connects, "connected": 100, "wanted": 100}
+    # An ERROR comes before the close: it is the same session.
+    run.steps[0].errors = {"STOMP session: Closed": closed, "STOMP session: StompError": closed}
     verdict.judge(run, "p99<250ms, lost=0")
 
     assert run.steps[0].breach == said
