@@ -20,6 +20,14 @@ SESSION = "STOMP session"
 BACK = 95
 """% of the sessions that have to be back at the end of a storm."""
 
+UNTRUE = {
+    "duplicated": ("came twice", "received"),
+    "out_of_order": ("came out of order", "received"),
+    "unexpected": ("were never true", "received"),
+    "contradicted": ("were never true", "checked"),
+}
+"""Counts of the ledger that should be 0; how a sentence says them, and of which other count they are a part."""
+
 ASKED = re.compile(r"(REST|PUSH) .*|STOMP watch")
 """The metrics of which failures are the server's; that it takes no connections is judged by the sessions it holds."""
 
@@ -64,6 +72,7 @@ def refusals(step: Step) -> Iterator[str]:
         if name.startswith(HOSTILE):
             yield f"hostile input was not kept out: {name} ({count:,})"
     yield from failures(step)
+    yield from untrue(step)
 
 
 def ended_early(step: Step) -> int:
@@ -88,6 +97,17 @@ def failures(step: Step) -> Iterator[str]:
         tried = count + successes(step, name)
         if ASKED.fullmatch(name) and count > few(tried):
             yield f"{count:,} of {tried:,} attempts at {name} failed"
+
+
+def untrue(step: Step) -> Iterator[str]:
+    """What the contract allows of no notice and no answer: changes never repeat, versions never go down, all is true.
+
+    A few may be an artefact of when the harness learns of a change.
+    """
+    for name, (words, of) in UNTRUE.items():
+        count, told = step.ledger.get(name, 0), step.ledger.get(of, 0)
+        if count > max(3, 0.001 * told):
+            yield f"{count:,} of {told:,} {'answers of REST' if of == 'checked' else 'notices'} {words}"
 
 
 def findings(run: Run) -> list[tuple[str, str]]:
@@ -145,12 +165,19 @@ def sentence(run: Run) -> str:
 
 
 def _lost(step: Step) -> str:
+    """What became of the notices. That none was lost is not all: it is said as well what came and should not have."""
     missing = step.ledger.get("missing")
     if missing is None:
         return ""
+    lost = f"{missing:,} lost" if missing else "none lost"
     if step.ledger.get("expected") == 0:
-        return ", no notice was due"
-    return f", {missing:,} lost" if missing else ", none lost"
+        lost = "no notice was due"
+    wrong = [
+        f"{count:,} {'answers of REST ' if of == 'checked' else ''}{words}"
+        for name, (words, of) in UNTRUE.items()
+        if (count := step.ledger.get(name, 0))
+    ]
+    return f", {lost}" + (f", {'and' if missing else 'but'} {', '.join(wrong)}" if wrong else "")
 
 
 def milliseconds(number: float) -> str:

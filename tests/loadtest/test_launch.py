@@ -135,6 +135,37 @@ def test_a_server_that_throws_its_clients_out_is_at_fault(closed, connects, said
     assert verdict.exit_code(run) == (1 if said else 0)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"duplicated": 21}, "21 of 20,000 notices came twice"),
+        ({"out_of_order": 21}, "21 of 20,000 notices came out of order"),
+        ({"unexpected": 21}, "21 of 20,000 notices were never true"),
+        ({"duplicated": 21, "unexpected": 40}, "21 of 20,000 notices came twice; 40 of 20,000 notices were never true"),
+        ({"checked": 400, "contradicted": 4}, "4 of 400 answers of REST were never true"),
+        ({"duplicated": 3, "out_of_order": 3, "unexpected": 3, "checked": 400, "contradicted": 3}, None),
+    ],
+)
+def test_a_server_that_repeats_or_lies_is_at_fault(wrong, said):
+    """Whatever the SLO says: the contract allows none of it, and every notice that was due may have come."""
+    allowed = {"duplicated": 20, "out_of_order": 20, "unexpected": 20, "checked": 0, "contradicted": 0}
+    run = one_step(expected=20_000, received=20_000, **(allowed | wrong))
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.steps[0].breach == said
+    assert verdict.exit_code(run) == (1 if said else 0)
+
+
+def test_none_lost_is_not_all_that_is_said_of_notices():
+    run = one_step(duplicated=2_000, unexpected=500, out_of_order=100, checked=900, contradicted=40)
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.verdict.endswith(
+        "none lost, but 2,000 came twice, 100 came out of order, 500 were never true, "
+        "40 answers of REST were never true"
+    )
+
+
 def test_failures_are_held_against_the_ramp_as_well():
     run = one_step()
     run.steps[0].errors = {"PUSH online: ProbeError": 30}
