@@ -161,7 +161,7 @@ def sentence(run: Run) -> str:
     seen = notices(step)
     when = "" if held(step) else " while the sessions came"
     told = f", notices within {milliseconds(seen.at(0.99))} ms at p99{when}" if seen.holds(0.99) else ""
-    return f"{step.sessions:,} sessions at {step.achieved:,.0f} actions/s{told}{_lost(step)}"
+    return f"{step.sessions_said} at {step.achieved:,.0f} actions/s{told}{_lost(step)}"
 
 
 def _lost(step: Step) -> str:

@@ -140,6 +140,31 @@ def test_the_figures_on_top_are_from_the_largest_step_that_kept_the_slo():
     assert verdict.sentence(run).endswith("41 lost")
 
 
+def test_the_sessions_that_were_held_are_on_top_and_not_those_that_were_asked_for():
+    """Users come and go: of 10,000 fewer are there at once."""
+    run = made_up()
+    run.verdict = ""
+    step = readings.best(run)
+    assert step is not None
+    step.held = 11_077
+    assert verdict.sentence(run).startswith(f"11,077 sessions of {BEST:,} at ")
+    assert f"11,077 sessions of {BEST:,} " in Page(report.to_html(run)).text
+    step.held = BEST
+    assert verdict.sentence(run).startswith(f"{BEST:,} sessions at ")
+
+
+def test_the_slope_counts_the_sessions_that_were_held():
+    loads = ((100, 90), (200, 180), (400, 360))
+    steps = [
+        Step(sessions=asked, held=held, seconds=1, resources={"server_rss_bytes": 5e7 + 2048 * held})
+        for asked, held in loads
+    ]
+    (slope,) = report.slopes(Run(title="t", steps=steps))
+    assert (slope.per_session, slope.at_zero, slope.points) == ("2.00 KiB", "47.68 MiB", 3)
+    same = [replace(steps[0], held=held) for held in (90, 91)]
+    assert report.slopes(Run(title="t", steps=same)) == [], "one load, held twice"
+
+
 def test_where_no_notice_was_due_none_was_kept():
     step = Step(sessions=10, seconds=60, ledger={"expected": 0, "missing": 0})
     assert verdict.sentence(Run(title="t", steps=[step])) == "10 sessions at 0 actions/s, no notice was due"

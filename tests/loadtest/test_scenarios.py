@@ -128,6 +128,10 @@ async def test_a_scenario_runs_alone_and_loses_nothing(scenario, server, tmp_pat
     assert {"sessions", "sessions_wanted", "offered", "achieved", "generator_cpu_percent"} <= set(run.series)
     if scenario == "rest":
         assert run.steps[0].ledger["checked"] > 100
+    if scenario == "churn":
+        assert 0 < run.steps[0].held < 0.9 * SESSIONS, "a third of them is away"
+    if scenario == "hold":
+        assert run.steps[0].held == run.steps[0].sessions == SESSIONS
 
 
 async def test_a_planned_restart_of_the_server_goes_unnoticed(tmp_path):
