@@ -203,11 +203,8 @@ class FleetUser(User):
             # Made before they are needed: the command blocks the hub.
             server.token(user)
             gevent.sleep(0)
-        if online := preflight.await_offline(server, users, f"{preflight.USER}-{self.place}"):
-            self.recording.fail(
-                f"{online} users of this run or more were online before it began: another run, or another client, has "
-                "them, and what is told of them is not this run's doing."
-            )
+        if left := preflight.await_offline(server, users, f"{preflight.USER}-{self.place}"):
+            self.recording.fail(left)
         sources = preflight.source_addresses(self.options.sources, self.options.sessions, server.instances)
         engine = Engine(sources=sources, fresh_masks=not self.options.fixed_masks)
         self.ledger = Ledger(late=self.options.late)
