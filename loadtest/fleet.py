@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent  # type: ignore[import-untyped]
@@ -355,6 +356,8 @@ def _look_first(environment: Environment, options: Any, here: Sequence[str]) -> 
         preflight.check(server, options.sessions, processes=processes, sources=len(named) or None, elsewhere=elsewhere)
         if options.slo:
             slo.parse(options.slo)
+        if options.run_json:
+            preflight.check_output(Path(options.run_json))
     except (target.TargetError, preflight.PreflightError, slo.SloError) as error:
         log.error(error)
         if options.processes and isinstance(environment.runner, MasterRunner):

@@ -11,8 +11,10 @@ import math
 import re
 import resource
 import socket
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from loadtest import sampling
@@ -109,6 +111,21 @@ def check_shares(shares: Mapping[str, object]) -> None:
     for name, share in shares.items():
         if isinstance(share, (int, float)) and share > 1:
             raise PreflightError(f"--{name} {share:g}: is a share, from 0 to 1")
+
+
+def check_output(path: Path) -> None:
+    """Whether the data of the run can be written there: to be told so at its end would be late.
+
+    Raises:
+        PreflightError: it cannot.
+    """
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise PreflightError(f"--run-json: {path} cannot be written: {_reason(error)}") from error
 
 
 def check_embedded(sessions: int, workers: int, limit: float) -> None:

@@ -226,6 +226,19 @@ def test_who_stays_online_is_not_waited_for_longer_than_a_lease(monkeypatch):
     assert said is not None and said.startswith("2 users of this run or more were online before it began")
 
 
+def test_where_the_data_of_a_run_cannot_be_written(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for path, why in (
+        (tmp_path / "nowhere" / "x.json", "No such file or directory"),
+        (file / "x.json", "Not a directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        assert refusal(preflight.check_output, path) == f"--run-json: {path} cannot be written: {why}"
+    preflight.check_output(tmp_path / "x.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is left there"
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_of_a_server_that_never_says_who_is_online_it_is_not_known(monkeypatch, status):
     monkeypatch.setattr(preflight, "_LOOK", 0.01)

@@ -266,6 +266,14 @@ RestClient.request = request
 """
 
 
+async def test_data_that_could_not_be_written_begin_no_run(server, tmp_path):
+    where = tmp_path / "nowhere" / "x.json"
+    code, said, run = await to_end("hold", "--run-json", where, server=server, folder=tmp_path)
+    assert (code, run) == (2, None)
+    (line,) = [line for line in said.splitlines() if "--run-json" in line]
+    assert f"--run-json: {where} cannot be written: No such file" in line and "Traceback" not in said
+
+
 @pytest.mark.parametrize(("answers", "code"), ((ONE_IN_200, 0), (ANSWERS, 1)))
 async def test_few_failures_are_no_breach_and_many_are(server, tmp_path, answers, code):
     """Whatever the SLO says of latencies, in which no failure is; Locust's own exit code is 1 for a single one."""
