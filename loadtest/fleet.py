@@ -119,8 +119,7 @@ class FleetUser(User):
     @property
     def size(self) -> int:
         """Sessions of this process."""
-        total, processes = self.options.sessions, self.processes
-        return int(total // processes + (self.place < total % processes))
+        return workload.part(self.options.sessions, self.place, self.processes)
 
     @property
     def seed(self) -> int:
@@ -199,12 +198,16 @@ class FleetUser(User):
         server = target.load(self.options.target or None, host=self.environment.host or None)
         # The engine takes addresses: a name would be looked up again and again, and in the hub.
         addresses = [(socket.gethostbyname(one.host), one.port) for one in server.instances]
-        users = workload.user_ids(self.size, prefix=f"load-{type(self).__name__.lower()}-{self.place}-")
+        name = type(self).__name__.lower()
+        users = workload.crowd_ids(name, self.options.sessions, self.place, self.processes)
         for user in users if server.command else ():
             # Made before they are needed: the command blocks the hub.
             server.token(user)
             gevent.sleep(0)
-        if left := preflight.await_offline(server, users, f"{preflight.USER}-{self.place}"):
+        # Locust's run time counts already: who starts it from outside, and has waited before, says so.
+        if not self.options.no_wait and (
+            left := preflight.await_offline(server, users, f"{preflight.USER}-{self.place}")
+        ):
             self.recording.fail(left)
         sources = preflight.source_addresses(self.options.sources, self.options.sessions, server.instances)
         engine = Engine(sources=sources, fresh_masks=not self.options.fixed_masks)

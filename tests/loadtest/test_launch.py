@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loadtest import launch, verdict
+from loadtest import launch, preflight, verdict
 from loadtest.launch import Job
 from loadtest.run import Phase
 from loadtest.target import Instance, Target
@@ -310,6 +312,37 @@ def test_options_of_the_scenario_reach_locust():
     assert command[command.index("--processes") + 1] == "2"
     assert command[command.index("--fixed-masks") + 1].startswith("--")  # a switch
     assert command[command.index("--sources") + 1] == "127.0.0.9" and command.count("--sources") == 1
+
+
+def test_those_who_are_waited_for_are_the_users_of_all_processes():
+    assert (
+        job(5, processes=2).users == [f"load-steady-{place}-{number:07}" for place in (0, 1) for number in range(3)][:5]
+    )
+
+
+@pytest.mark.parametrize("left", [None, "2 users of this run or more were online."])
+def test_the_users_of_a_run_before_are_waited_for_before_locust_counts_its_time(left, monkeypatch, tmp_path):
+    made, output = tmp_path / "made.json", tmp_path / "a.json"
+    one_step().save(made)
+    asked = []
+
+    def await_offline(target, users):
+        assert not output.exists(), "Locust has been started"
+        asked.append(list(users))
+        return left
+
+    monkeypatch.setattr(preflight, "await_offline", await_offline)
+    copy = [sys.executable, "-c", f"import shutil; shutil.copy({str(made)!r}, {str(output)!r})"]
+    monkeypatch.setattr(launch, "command", lambda *_: list(copy))
+    one = replace(job(), folder=tmp_path)
+    run = launch.run(one, list)
+    assert asked == [one.users]
+    assert run.faults == ([left] if left else [])
+    assert verdict.exit_code(run) == (2 if left else 0)
+
+
+def test_locust_does_not_wait_again():
+    assert "--no-wait" in launch.command(job(), Path("out.json"))
 
 
 def test_source_addresses_are_as_many_as_are_needed():
