@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from loadtest import verdict
 from loadtest.metrics import Histogram
 from loadtest.run import Run
 from tests.support.process import free_port
@@ -124,6 +125,7 @@ async def test_a_scenario_runs_alone_and_loses_nothing(scenario, server, tmp_pat
     assert names | {"WS connect", "STOMP CONNECTED", "STOMP watch", "STOMP heartbeat"} <= recorded(run.steps[0]).keys()
     assert run.steps[0].counts["connected"] >= 0.9 * run.steps[0].counts["wanted"] > 0
     assert run.steps[0].counts["connects"] >= SESSIONS
+    assert verdict.ended_early(run.steps[0]) == 0, "what a scenario ends itself is not the server's doing"
     assert (run.phases[0].name, run.phases[-1].name) == ("ramp", "drain")
     assert {"sessions", "sessions_wanted", "offered", "achieved", "generator_cpu_percent"} <= set(run.series)
     if scenario == "rest":
