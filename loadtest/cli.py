@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
@@ -42,12 +43,25 @@ _INTERRUPTED = 128 + signal.SIGINT
 _MISTAKES = (TargetError, PreflightError, EmbeddedError, LaunchError, ServerGone, SloError)
 
 
+class _Number(click.FloatRange):
+    """A number of at least so much. Infinity and NaN are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
+
+
 class _Group(click.Group):
     """Ends with one line and exit code 2 for whatever kept the run from being."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            click.echo(f"loadtest: {error.format_message()}", err=True)
+            sys.exit(2)
         except _MISTAKES as error:
             click.echo(f"loadtest: {error}", err=True)
             sys.exit(2)
@@ -73,9 +87,9 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64), help="Of the generator."),
         click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Of the server here."),
         click.option(
-            "--lease", default=60.0, show_default=True, type=click.FloatRange(1), help="Of the server started here, s."
+            "--lease", default=60.0, show_default=True, type=_Number(1), help="Of the server started here, s."
         ),
-        click.option("--period", type=click.FloatRange(0.05), help="Between heartbeats, s; none: half a lease."),
+        click.option("--period", type=_Number(0.05), help="Between heartbeats, s; none: half a lease."),
         click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="Of the scenario."),
         click.option("--folder", default="load-reports", show_default=True, type=click.Path(file_okay=False)),
         click.option("--html", type=click.Path(dir_okay=False), help="The report; none: in the folder."),
@@ -88,7 +102,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @click.argument("scenarios", nargs=-1)
 @click.option("--sessions", default=1_000, show_default=True, type=click.IntRange(1, 10_000_000))
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(1), help="Of each scenario.")
+@click.option("--seconds", default=60.0, show_default=True, type=_Number(1), help="Of each scenario.")
 @_common
 def run(scenarios: Sequence[str], sessions: int, seconds: float, **common: Any) -> None:
     """Run SCENARIOS (steady, unless others are named), one after the other, and write the report."""
@@ -113,14 +127,10 @@ def run(scenarios: Sequence[str], sessions: int, seconds: float, **common: Any) 
 @main.command()
 @click.option("--start", default=1_000, show_default=True, type=click.IntRange(1), help="Sessions of the first step.")
 @click.option("--max", "most", type=click.IntRange(1), help="Sessions at most; none: 20,000, or what nofile allows.")
-@click.option("--growth", default=1.5, show_default=True, type=click.FloatRange(1.01), help="From step to step.")
-@click.option("--hold", type=click.FloatRange(1), help="Of a step, s; none: a lease and two heartbeat periods.")
-@click.option(
-    "--long-hold", default=900.0, show_default=True, type=click.FloatRange(1), help="For the confirmation, s."
-)
-@click.option(
-    "--storm", default=180.0, show_default=True, type=click.FloatRange(1), help="Of the storm that follows, s."
-)
+@click.option("--growth", default=1.5, show_default=True, type=_Number(1.01), help="From step to step.")
+@click.option("--hold", type=_Number(1), help="Of a step, s; none: a lease and two heartbeat periods.")
+@click.option("--long-hold", default=900.0, show_default=True, type=_Number(1), help="For the confirmation, s.")
+@click.option("--storm", default=180.0, show_default=True, type=_Number(1), help="Of the storm that follows, s.")
 @_common
 def capacity(
     start: int, most: int | None, growth: float, hold: float | None, long_hold: float, storm: float, **common: Any

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent  # type: ignore[import-untyped]
@@ -118,8 +119,7 @@ class FleetUser(User):
     @property
     def size(self) -> int:
         """Sessions of this process."""
-        total, processes = self.options.sessions, self.processes
-        return int(total // processes + (self.place < total % processes))
+        return workload.part(self.options.sessions, self.place, self.processes)
 
     @property
     def seed(self) -> int:
@@ -198,16 +198,17 @@ class FleetUser(User):
         server = target.load(self.options.target or None, host=self.environment.host or None)
         # The engine takes addresses: a name would be looked up again and again, and in the hub.
         addresses = [(socket.gethostbyname(one.host), one.port) for one in server.instances]
-        users = workload.user_ids(self.size, prefix=f"load-{type(self).__name__.lower()}-{self.place}-")
+        name = type(self).__name__.lower()
+        users = workload.crowd_ids(name, self.options.sessions, self.place, self.processes)
         for user in users if server.command else ():
             # Made before they are needed: the command blocks the hub.
             server.token(user)
             gevent.sleep(0)
-        if online := preflight.await_offline(server, users, f"{preflight.USER}-{self.place}"):
-            self.recording.fail(
-                f"{online} users of this run or more were online before it began: another run, or another client, has "
-                "them, and what is told of them is not this run's doing."
-            )
+        # Locust's run time counts already: who starts it from outside, and has waited before, says so.
+        if not self.options.no_wait and (
+            left := preflight.await_offline(server, users, f"{preflight.USER}-{self.place}")
+        ):
+            self.recording.fail(left)
         sources = preflight.source_addresses(self.options.sources, self.options.sessions, server.instances)
         engine = Engine(sources=sources, fresh_masks=not self.options.fixed_masks)
         self.ledger = Ledger(late=self.options.late)
@@ -358,6 +359,8 @@ def _look_first(environment: Environment, options: Any, here: Sequence[str]) -> 
         preflight.check(server, options.sessions, processes=processes, sources=len(named) or None, elsewhere=elsewhere)
         if options.slo:
             slo.parse(options.slo)
+        if options.run_json:
+            preflight.check_output(Path(options.run_json))
     except (target.TargetError, preflight.PreflightError, slo.SloError) as error:
         log.error(error)
         if options.processes and isinstance(environment.runner, MasterRunner):

@@ -174,7 +174,7 @@ class Floor:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="IPv4 address to listen on.")
-@click.option("--port", default=0, help="Port; 0 for any that is free.")
+@click.option("--port", default=0, type=click.IntRange(0, 65_535), help="Port; 0 for any that is free.")
 @click.option("--share", is_flag=True, help="Let several such processes listen on the port.")
 def main(host: str, port: int, share: bool) -> None:
     """A server that answers and does nothing else: the floor of what the harness measures."""

@@ -76,6 +76,7 @@ OPTIONS = (
     _Option("restart", "Command that restarts the server (the rolling scenario runs it).", page=False),
     _Option("run-json", "Write the data of the run to this file.", page=False),
     _Option("fixed-masks", "Mask all frames with one key: cheaper, and not what clients do.", bool, page=False),
+    _Option("no-wait", "Do not wait until the users of a run before are offline.", bool, page=False),
     _Option("slo", "What must hold, such as p99<250ms, lost=0; a breach makes the exit code 1.", page=False),
 )
 

@@ -11,8 +11,10 @@ import math
 import re
 import resource
 import socket
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from loadtest import sampling
@@ -109,6 +111,21 @@ def check_shares(shares: Mapping[str, object]) -> None:
     for name, share in shares.items():
         if isinstance(share, (int, float)) and share > 1:
             raise PreflightError(f"--{name} {share:g}: is a share, from 0 to 1")
+
+
+def check_output(path: Path) -> None:
+    """Whether the data of the run can be written there: to be told so at its end would be late.
+
+    Raises:
+        PreflightError: it cannot.
+    """
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise PreflightError(f"--run-json: {path} cannot be written: {_reason(error)}") from error
 
 
 def check_embedded(sessions: int, workers: int, limit: float) -> None:
@@ -209,7 +226,7 @@ def check_server(instance: Instance, target: Target) -> None:
     _open(instance, token)
 
 
-def await_offline(target: Target, users: Sequence[str], asker: str = USER) -> int:
+def await_offline(target: Target, users: Sequence[str], asker: str = USER) -> str | None:
     """Wait until nobody of a run before is online under these names: the ends of thousands of sessions take a while.
 
     A lease is waited for, and a little more; a server that does not answer such questions is not.
@@ -218,28 +235,34 @@ def await_offline(target: Target, users: Sequence[str], asker: str = USER) -> in
         asker: a user of its own for each process: rates are limited by user.
 
     Returns:
-        How many of the last who were looked at are online still.
+        What speaks against the run, in a sentence: some are online still, or it is not known; None: nobody is.
     """
     until = time.monotonic() + target.lease + BUSY
     for start in range(0, len(users), _BATCH):
         ids = users[start : start + _BATCH]
-        while online := _online(target, ids, asker):
+        while left := _left(target, ids, asker):
             if time.monotonic() > until:
-                return online
+                return left
             time.sleep(_LOOK)
         time.sleep(_BATCH / _IDS_PER_SECOND)
-    return 0
+    return None
 
 
-def _online(target: Target, ids: Sequence[str], asker: str) -> int:
+def _left(target: Target, ids: Sequence[str], asker: str) -> str | None:
     try:
         status, body = _ask(target.instances[0], target.token(asker), "/batch", json.dumps(ids).encode())
         if status in (429, 503):
-            return len(ids)  # nothing is known yet
+            return f"It is not known whether users of this run were online when it began: to ask was answered {status}."
         found = json.loads(body) if status == 200 else {}
-        return sum(state["isOnline"] is True for state in found.values())
+        online = sum(state["isOnline"] is True for state in found.values())
     except (PreflightError, ValueError, AttributeError, TypeError, KeyError):
-        return 0
+        return None
+    if not online:
+        return None
+    return (
+        f"{online} users of this run or more were online before it began: another run, or another client, has them, "
+        "and what is told of them is not this run's doing."
+    )
 
 
 def _get(instance: Instance, token: str) -> tuple[int, bytes]:

@@ -95,9 +95,10 @@ def fit(points: Points) -> tuple[float, float] | None:
 
 def against_sessions(run: Run, name: str) -> list[tuple[float, float]]:
     """A resource against the sessions held: one point a step. Of one step alone, memory while the sessions came."""
-    points = [(float(step.sessions), step.resources[name]) for step in run.steps if name in step.resources]
-    if len({x for x, _ in points}) > 1:
-        return points
+    steps = [step for step in run.steps if name in step.resources]
+    if len({step.sessions for step in steps}) > 1:
+        return [(float(step.present), step.resources[name]) for step in steps]
+    points = [(float(step.sessions), step.resources[name]) for step in steps]  # what differs by chance is no slope
     held = run.series.get("sessions", [])
     seen = run.series.get(name, [])
     ramp = next((phase for phase in run.phases if phase.name == "ramp"), None)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -238,6 +239,7 @@ class Recording:
         most = int(max((value for _, value in series.get("sessions_wanted", ())), default=0))
         last = {name: _last(series.get(name, ()), begun + seconds) for name in _HELD}
         step = Step(sessions=most or options.sessions, seconds=round(seconds, 1))
+        step.held = _median(series.get("sessions", ()), begun, begun + seconds)
         step.offered, step.achieved = (round(offered[name] / seconds, 3) for name in ("offered", "made"))
         step.metrics, step.histograms = held.metrics.summaries(), held.metrics.encoded()
         step.ramp = ramp.metrics.encoded()
@@ -301,6 +303,12 @@ class Recording:
 def _last(points: Sequence[tuple[float, float]], before: float) -> int:
     """The last value of a series, of those before a moment."""
     return int(next((value for t, value in reversed(points) if t <= before), 0))
+
+
+def _median(points: Sequence[tuple[float, float]], start: float, end: float) -> int | None:
+    """Of the values of a series from `start` to `end`; None where there are none."""
+    values = [value for t, value in points if start <= t <= end]
+    return round(median(values)) if values else None
 
 
 def _cpu_seconds() -> float:

@@ -312,10 +312,13 @@ def _figures(a: Run, b: Run) -> list[tuple[str, list[Difference]]]:
         groups.append(("Best step of each", [_difference("sessions", best_a.sessions, best_b.sessions)]))
         if best_a.sessions != best_b.sessions:
             groups[-1][1].extend(_of_steps(best_a, best_b))
+    rest = list(b.steps)
     for step in a.steps:
-        same = next((other for other in b.steps if other.sessions == step.sessions), None)
+        same = next((other for other in rest if (other.kind, other.sessions) == (step.kind, step.sessions)), None)
         if same is not None:
-            groups.append((f"{step.sessions:,} sessions", list(_of_steps(step, same))))
+            rest = [other for other in rest if other is not same]  # the same load may be tried again
+            kind = f", {step.kind}" if step.kind != "step" else ""
+            groups.append((f"{step.sessions:,} sessions{kind}", list(_of_steps(step, same))))
     lines = []
     for name in dict.fromkeys(name for step in [*a.steps, *b.steps] for name in step.resources):
         left, right = (fit(against_sessions(run, name)) for run in (a, b))
@@ -329,6 +332,8 @@ def _figures(a: Run, b: Run) -> list[tuple[str, list[Difference]]]:
 
 
 def _of_steps(a: Step, b: Step) -> Iterator[Difference]:
+    if a.held is not None and b.held is not None:
+        yield _difference("sessions held", a.held, b.held)
     yield _difference("achieved, actions/s", round(a.achieved, 1), round(b.achieved, 1))
     for metric in a.metrics:
         if metric in b.metrics:

@@ -41,9 +41,11 @@ class Step:
     """One load, held for a while."""
 
     sessions: int
-    """Sessions that were to be held."""
+    """Sessions that were asked for, by which the step is named."""
     seconds: float
     """How long they were held, without the ramp."""
+    held: int | None = None
+    """Sessions that were connected, in the median over that time: some come and go. None: not known."""
     kind: str = "step"
     """Of a search for the capacity: `step`, `long hold` or `storm`."""
     offered: float = 0.0
@@ -66,6 +68,17 @@ class Step:
     """Failures by metric name and cause: `WS connect: ConnectionRefusedError`."""
     breach: str | None = None
     """Which clause of the SLO was not kept, in words."""
+
+    @property
+    def present(self) -> int:
+        """Sessions that were there; where it is not known, those that were asked for."""
+        return self.sessions if self.held is None else self.held
+
+    @property
+    def sessions_said(self) -> str:
+        """How many were there, and of how many, for readers: `9,077 sessions of 10,000`."""
+        of = f" of {self.sessions:,}" if self.present != self.sessions else ""
+        return f"{self.present:,} sessions{of}"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,8 +14,19 @@ from loadtest.run import Run, Step
 HOSTILE = "HOSTILE"
 """How the names of the metrics of hostile clients begin."""
 
+SESSION = "STOMP session"
+"""The metric of sessions that were to stay; it knows failures only."""
+
 BACK = 95
 """% of the sessions that have to be back at the end of a storm."""
+
+UNTRUE = {
+    "duplicated": ("came twice", "received"),
+    "out_of_order": ("came out of order", "received"),
+    "unexpected": ("were never true", "received"),
+    "contradicted": ("were never true", "checked"),
+}
+"""Counts of the ledger that should be 0; how a sentence says them, and of which other count they are a part."""
 
 ASKED = re.compile(r"(REST|PUSH) .*|STOMP watch")
 """The metrics of which failures are the server's; that it takes no connections is judged by the sessions it holds."""
@@ -54,10 +65,22 @@ def refusals(step: Step) -> Iterator[str]:
         yield f"{unanswered:,} of {asked:,} heartbeats that asked for a receipt got none"
     if (share := step.counts.get("back_percent", 100)) < BACK:
         yield f"only {share} % of the sessions were back at the end of the storm"
+    ended, connects = ended_early(step), step.counts.get("connects", 0)
+    if ended > few(connects):
+        yield f"the server ended {ended:,} sessions that were to stay, of {connects:,} connects"
     for name, count in step.errors.items():
         if name.startswith(HOSTILE):
             yield f"hostile input was not kept out: {name} ({count:,})"
     yield from failures(step)
+    yield from untrue(step)
+
+
+def ended_early(step: Step) -> int:
+    """Sessions that the server ended; not those that a scenario did, nor those of a restart that it made.
+
+    One may be told of it by an ERROR and then closed: that is one session.
+    """
+    return max((count for error, count in step.errors.items() if error.startswith(f"{SESSION}: ")), default=0)
 
 
 def few(tried: int) -> float:
@@ -74,6 +97,17 @@ def failures(step: Step) -> Iterator[str]:
         tried = count + successes(step, name)
         if ASKED.fullmatch(name) and count > few(tried):
             yield f"{count:,} of {tried:,} attempts at {name} failed"
+
+
+def untrue(step: Step) -> Iterator[str]:
+    """What the contract allows of no notice and no answer: changes never repeat, versions never go down, all is true.
+
+    A few may be an artefact of when the harness learns of a change.
+    """
+    for name, (words, of) in UNTRUE.items():
+        count, told = step.ledger.get(name, 0), step.ledger.get(of, 0)
+        if count > max(3, 0.001 * told):
+            yield f"{count:,} of {told:,} {'answers of REST' if of == 'checked' else 'notices'} {words}"
 
 
 def findings(run: Run) -> list[tuple[str, str]]:
@@ -127,16 +161,23 @@ def sentence(run: Run) -> str:
     seen = notices(step)
     when = "" if held(step) else " while the sessions came"
     told = f", notices within {milliseconds(seen.at(0.99))} ms at p99{when}" if seen.holds(0.99) else ""
-    return f"{step.sessions:,} sessions at {step.achieved:,.0f} actions/s{told}{_lost(step)}"
+    return f"{step.sessions_said} at {step.achieved:,.0f} actions/s{told}{_lost(step)}"
 
 
 def _lost(step: Step) -> str:
+    """What became of the notices. That none was lost is not all: it is said as well what came and should not have."""
     missing = step.ledger.get("missing")
     if missing is None:
         return ""
+    lost = f"{missing:,} lost" if missing else "none lost"
     if step.ledger.get("expected") == 0:
-        return ", no notice was due"
-    return f", {missing:,} lost" if missing else ", none lost"
+        lost = "no notice was due"
+    wrong = [
+        f"{count:,} {'answers of REST ' if of == 'checked' else ''}{words}"
+        for name, (words, of) in UNTRUE.items()
+        if (count := step.ledger.get(name, 0))
+    ]
+    return f", {lost}" + (f", {'and' if missing else 'but'} {', '.join(wrong)}" if wrong else "")
 
 
 def milliseconds(number: float) -> str:

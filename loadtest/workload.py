@@ -33,6 +33,16 @@ def user_ids(count: int, *, first: int = 0, prefix: str = "load-") -> list[str]:
     return [f"{prefix}{number:07d}" for number in range(first, first + count)]
 
 
+def part(sessions: int, place: int, processes: int) -> int:
+    """How many of the sessions are in one process, from 0: as evenly as can be."""
+    return sessions // processes + (place < sessions % processes)
+
+
+def crowd_ids(scenario: str, sessions: int, place: int, processes: int) -> list[str]:
+    """The users of a scenario in one process."""
+    return user_ids(part(sessions, place, processes), prefix=f"load-{scenario}-{place}-")
+
+
 def friend_graph(
     users: int, *, mean: float = 50.0, most: int = 1000, exponent: float = 1.0, seed: int = 0
 ) -> list[list[int]]:

@@ -188,12 +188,16 @@ async def null_server():
 
 async def test_a_null_server_gives_the_floor_and_proves_nothing_of_notices(tmp_path):
     async with null_server() as address:
-        options = ("--watchers", 0, "--late", 0.2)
+        options = ("--watchers", 0, "--late", 0.2, "--period", 0.25, "--beat-receipts", 1)
         run = await loaded("hold", *options, host=f"http://{address}", folder=tmp_path, seconds=3)
     (step,) = run.steps
     assert len(Histogram.decode(step.ramp["WS connect"])) == len(Histogram.decode(step.ramp["STOMP CONNECTED"])) == 60
     assert "WS connect" not in step.metrics, "all came in the ramp"
-    assert step.metrics["STOMP heartbeat"].p50 is not None
+    beats = Histogram.decode(step.histograms["STOMP heartbeat"])
+    assert step.errors == {}
+    assert step.offered == step.achieved > 0.9 * 60 / 0.25
+    assert len(beats) > 0.9 * step.achieved * step.seconds
+    assert (beats.percentile(50) or 0) < 100, "ms; a server that is frozen for 3 s shows thousands"
     unknown = "No change of status was due to any watcher: of notices nothing is known."
     assert ("warning", unknown) in validity.judge(run)
     run.slo = "lost=0"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loadtest import launch, verdict
+from loadtest import launch, preflight, verdict
 from loadtest.launch import Job
 from loadtest.run import Phase
 from loadtest.target import Instance, Target
@@ -103,7 +105,6 @@ def test_a_server_that_hangs_is_at_fault(unanswered, code):
         ({"PUSH online: ProbeError": 23}, None),
         ({"STOMP watch: ProbeError": 4}, "4 of 4 attempts at STOMP watch failed"),
         ({"STOMP watch: ProbeError": 3}, None),
-        ({"STOMP session: Closed": 9}, None),
     ],
 )
 def test_what_always_fails_is_a_breach(errors, said):
@@ -114,6 +115,57 @@ def test_what_always_fails_is_a_breach(errors, said):
 
     assert run.steps[0].breach == said
     assert verdict.exit_code(run) == (1 if said else 0)
+
+
+@pytest.mark.parametrize(
+    ("closed", "connects", "said"),
+    [
+        (5_000, 5_100, "the server ended 5,000 sessions that were to stay, of 5,100 connects"),
+        (5, 100, "the server ended 5 sessions that were to stay, of 100 connects"),
+        (4, 100, None),
+    ],
+)
+def test_a_server_that_throws_its_clients_out_is_at_fault(closed, connects, said):
+    """They return at once, so that all are there at the end, and what was told in between keeps the SLO."""
+    run = one_step()
+    run.steps[0].counts = {"connects": connects, "connected": 100, "wanted": 100}
+    # An ERROR comes before the close: it is the same session.
+    run.steps[0].errors = {"STOMP session: Closed": closed, "STOMP session: StompError": closed}
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.steps[0].breach == said
+    assert verdict.exit_code(run) == (1 if said else 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"duplicated": 21}, "21 of 20,000 notices came twice"),
+        ({"out_of_order": 21}, "21 of 20,000 notices came out of order"),
+        ({"unexpected": 21}, "21 of 20,000 notices were never true"),
+        ({"duplicated": 21, "unexpected": 40}, "21 of 20,000 notices came twice; 40 of 20,000 notices were never true"),
+        ({"checked": 400, "contradicted": 4}, "4 of 400 answers of REST were never true"),
+        ({"duplicated": 3, "out_of_order": 3, "unexpected": 3, "checked": 400, "contradicted": 3}, None),
+    ],
+)
+def test_a_server_that_repeats_or_lies_is_at_fault(wrong, said):
+    """Whatever the SLO says: the contract allows none of it, and every notice that was due may have come."""
+    allowed = {"duplicated": 20, "out_of_order": 20, "unexpected": 20, "checked": 0, "contradicted": 0}
+    run = one_step(expected=20_000, received=20_000, **(allowed | wrong))
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.steps[0].breach == said
+    assert verdict.exit_code(run) == (1 if said else 0)
+
+
+def test_none_lost_is_not_all_that_is_said_of_notices():
+    run = one_step(duplicated=2_000, unexpected=500, out_of_order=100, checked=900, contradicted=40)
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert run.verdict.endswith(
+        "none lost, but 2,000 came twice, 100 came out of order, 500 were never true, "
+        "40 answers of REST were never true"
+    )
 
 
 def test_failures_are_held_against_the_ramp_as_well():
@@ -260,6 +312,37 @@ def test_options_of_the_scenario_reach_locust():
     assert command[command.index("--processes") + 1] == "2"
     assert command[command.index("--fixed-masks") + 1].startswith("--")  # a switch
     assert command[command.index("--sources") + 1] == "127.0.0.9" and command.count("--sources") == 1
+
+
+def test_those_who_are_waited_for_are_the_users_of_all_processes():
+    assert (
+        job(5, processes=2).users == [f"load-steady-{place}-{number:07}" for place in (0, 1) for number in range(3)][:5]
+    )
+
+
+@pytest.mark.parametrize("left", [None, "2 users of this run or more were online."])
+def test_the_users_of_a_run_before_are_waited_for_before_locust_counts_its_time(left, monkeypatch, tmp_path):
+    made, output = tmp_path / "made.json", tmp_path / "a.json"
+    one_step().save(made)
+    asked = []
+
+    def await_offline(target, users):
+        assert not output.exists(), "Locust has been started"
+        asked.append(list(users))
+        return left
+
+    monkeypatch.setattr(preflight, "await_offline", await_offline)
+    copy = [sys.executable, "-c", f"import shutil; shutil.copy({str(made)!r}, {str(output)!r})"]
+    monkeypatch.setattr(launch, "command", lambda *_: list(copy))
+    one = replace(job(), folder=tmp_path)
+    run = launch.run(one, list)
+    assert asked == [one.users]
+    assert run.faults == ([left] if left else [])
+    assert verdict.exit_code(run) == (2 if left else 0)
+
+
+def test_locust_does_not_wait_again():
+    assert "--no-wait" in launch.command(job(), Path("out.json"))
 
 
 def test_source_addresses_are_as_many_as_are_needed():

@@ -215,18 +215,41 @@ def test_who_is_online_of_the_run_before_is_waited_for(monkeypatch):
     posted: list[list[str]] = []
     not_yet = [states(a=True, b=False), (429, b""), (503, b""), states(a=False, b=True), states(a=False, b=False)]
     with answering(states(c=False), first=not_yet, posted=posted) as target:
-        assert await_offline(target, ["a", "b", "c"]) == 0
+        assert await_offline(target, ["a", "b", "c"]) is None
     assert posted == [["a", "b"]] * 5 + [["c"]]
 
 
 def test_who_stays_online_is_not_waited_for_longer_than_a_lease(monkeypatch):
     monkeypatch.setattr(preflight, "_LOOK", 0.01)
     with answering(states(a=True, b=True)) as target:
-        assert await_offline(replace(target, lease=0.05), ["a", "b"]) == 2
+        said = await_offline(replace(target, lease=0.05), ["a", "b"])
+    assert said is not None and said.startswith("2 users of this run or more were online before it began")
+
+
+def test_where_the_data_of_a_run_cannot_be_written(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for path, why in (
+        (tmp_path / "nowhere" / "x.json", "No such file or directory"),
+        (file / "x.json", "Not a directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        assert refusal(preflight.check_output, path) == f"--run-json: {path} cannot be written: {why}"
+    preflight.check_output(tmp_path / "x.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is left there"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_of_a_server_that_never_says_who_is_online_it_is_not_known(monkeypatch, status):
+    monkeypatch.setattr(preflight, "_LOOK", 0.01)
+    with answering((status, b"")) as target:
+        said = await_offline(replace(target, lease=0.05), ["a", "b"])
+    assert said is not None and "were online before" not in said
+    assert said.startswith("It is not known whether users of this run were online") and str(status) in said
 
 
 @pytest.mark.parametrize("answer", [(404, b""), (200, b"<html>"), (200, b"[]"), (200, b'{"a": 1}')])
 def test_a_server_that_cannot_say_who_is_online_is_not_waited_for(answer):
     with answering(answer) as target:
-        assert await_offline(target, ["a"]) == 0
-    assert await_offline(target, ["a"]) == 0  # it is down
+        assert await_offline(target, ["a"]) is None
+    assert await_offline(target, ["a"]) is None  # it is down

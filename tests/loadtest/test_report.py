@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,51 @@ def test_the_figures_on_top_are_from_the_largest_step_that_kept_the_slo():
     for step in run.steps:
         step.breach = "all is lost"
     assert verdict.sentence(run).endswith("41 lost")
+
+
+def test_the_sessions_that_were_held_are_on_top_and_not_those_that_were_asked_for():
+    """Users come and go: of 10,000 fewer are there at once."""
+    run = made_up()
+    run.verdict = ""
+    step = readings.best(run)
+    assert step is not None
+    step.held = 11_077
+    assert verdict.sentence(run).startswith(f"11,077 sessions of {BEST:,} at ")
+    assert f"11,077 sessions of {BEST:,} " in Page(report.to_html(run)).text
+    step.held = BEST
+    assert verdict.sentence(run).startswith(f"{BEST:,} sessions at ")
+
+
+def test_the_slope_counts_the_sessions_that_were_held():
+    loads = ((100, 90), (200, 180), (400, 360))
+    steps = [
+        Step(sessions=asked, held=held, seconds=1, resources={"server_rss_bytes": 5e7 + 2048 * held})
+        for asked, held in loads
+    ]
+    (slope,) = report.slopes(Run(title="t", steps=steps))
+    assert (slope.per_session, slope.at_zero, slope.points) == ("2.00 KiB", "47.68 MiB", 3)
+    same = [replace(steps[0], held=held) for held in (90, 91)]
+    assert report.slopes(Run(title="t", steps=same)) == [], "one load, held twice"
+
+
+def test_a_search_does_not_differ_from_itself():
+    """A load that is confirmed is in it as a step, as a long hold and as a storm."""
+    run = Run.load(Path(__file__).parents[2] / "docs/capacity/one-process.json")
+    assert sum(step.sessions == run.steps[-1].sessions for step in run.steps) > 1
+    assert report._marked(report._figures(run, run)) == []
+
+
+def test_steps_are_compared_with_those_of_their_kind():
+    kinds = ("step", "long hold", "storm")
+    a, b = (
+        Run(title="t", steps=[Step(sessions=100, seconds=1, kind=kind, achieved=10.0 * n) for n, kind in order])
+        for order in ([*enumerate(kinds, 1)], [*enumerate(kinds, 1)][::-1])
+    )
+    groups = dict(report._figures(a, b))
+    assert list(groups)[1:] == ["100 sessions", "100 sessions, long hold", "100 sessions, storm"]
+    assert report._marked(report._figures(a, b)) == []
+    a.steps.append(Step(sessions=100, seconds=1, achieved=5.0))
+    assert len(report._figures(a, b)) == len(groups), "each is compared once"
 
 
 def test_where_no_notice_was_due_none_was_kept():

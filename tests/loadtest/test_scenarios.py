@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from loadtest import verdict
 from loadtest.metrics import Histogram
 from loadtest.run import Run
 from tests.support.process import free_port
@@ -124,10 +125,15 @@ async def test_a_scenario_runs_alone_and_loses_nothing(scenario, server, tmp_pat
     assert names | {"WS connect", "STOMP CONNECTED", "STOMP watch", "STOMP heartbeat"} <= recorded(run.steps[0]).keys()
     assert run.steps[0].counts["connected"] >= 0.9 * run.steps[0].counts["wanted"] > 0
     assert run.steps[0].counts["connects"] >= SESSIONS
+    assert verdict.ended_early(run.steps[0]) == 0, "what a scenario ends itself is not the server's doing"
     assert (run.phases[0].name, run.phases[-1].name) == ("ramp", "drain")
     assert {"sessions", "sessions_wanted", "offered", "achieved", "generator_cpu_percent"} <= set(run.series)
     if scenario == "rest":
         assert run.steps[0].ledger["checked"] > 100
+    if scenario == "churn":
+        assert 0 < run.steps[0].held < 0.9 * SESSIONS, "a third of them is away"
+    if scenario == "hold":
+        assert run.steps[0].held == run.steps[0].sessions == SESSIONS
 
 
 async def test_a_planned_restart_of_the_server_goes_unnoticed(tmp_path):
@@ -260,6 +266,14 @@ def request(self, *what):
 
 RestClient.request = request
 """
+
+
+async def test_data_that_could_not_be_written_begin_no_run(server, tmp_path):
+    where = tmp_path / "nowhere" / "x.json"
+    code, said, run = await to_end("hold", "--run-json", where, server=server, folder=tmp_path)
+    assert (code, run) == (2, None)
+    (line,) = [line for line in said.splitlines() if "--run-json" in line]
+    assert f"--run-json: {where} cannot be written: No such file" in line and "Traceback" not in said
 
 
 @pytest.mark.parametrize(("answers", "code"), ((ONE_IN_200, 0), (ANSWERS, 1)))
