@@ -94,7 +94,8 @@ def assert_all_told(run):
     assert step.ledger["received"] > 0
     assert step.ledger["expected"] == step.ledger["received"] + step.ledger["cancelled"]
     assert step.counts["negative_latencies"] == 0
-    assert step.achieved == pytest.approx(step.offered, rel=0.01)
+    # More, when what was overdue as the ramp ended was made in the hold: it was offered before.
+    assert step.achieved >= 0.99 * step.offered
 
 
 SCENARIOS = {
