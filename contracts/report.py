@@ -157,13 +157,13 @@ def _applies(result: Result, run: Run) -> bool:
         "directory": not of.get("directory", True),
         "secret": of.get("token") == "command",
     }
-    hooks = of.get("hooks", ())
+    named = [f"hook:{name}" for name in of.get("hooks", ())] + [f"claim:{name}" for name in of.get("claims", ())]
     return (
         (case.conformance is Class.GUIDE or of.get("class") != Class.GUIDE.value)
         and case.policy in {"any", of.get("policy", case.policy)}
         and not case.features & set(of.get("unsupported", ()))
         and not any(lacking.get(need) for need in case.needs)
-        and all(need.removeprefix("hook:") in hooks for need in case.needs if need.startswith("hook:"))
+        and all(need in named for need in case.needs if ":" in need)
         and not (of.get("ids") == "uuid" and has_other_ids(case))
     )
 

@@ -140,6 +140,7 @@ class Target:
             "unsupported": sorted(self.unsupported),
             "ids": self.ids,
             "token": "command" if self.secret is None else "secret",
+            "claims": sorted(self.claims),
             "directory": self.directory_loaded,
             "hooks": sorted(self.hooks),
         }

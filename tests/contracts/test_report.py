@@ -115,6 +115,7 @@ def test_the_first_line_says_how_many_of_the_cases_that_apply_were_chosen():
     "more",
     [
         {"secret": "s"},
+        {"secret": "s", "claims": {"iss": "https://issuer", "aud": "presence"}},
         {"command": ["make-token"]},
         {"ids": "uuid"},
         {"lease": 2.0, "policy": "contacts", "directory_loaded": True, "unsupported": frozenset({"limits"})},
