@@ -449,6 +449,14 @@ def test_a_short_absence_may_go_untold_a_long_one_may_not(ledger):
     assert result.ghost_seconds == pytest.approx(2.0)
 
 
+def flip(ledger, n, at):
+    """`u`, who was online, signs off and on in turn: this is the change of number `n`, from 0."""
+    if n % 2:
+        ledger.session_opened("u", "s", at)
+    else:
+        ledger.session_ended("u", "s", at, "signed-off")
+
+
 def flipped(ledger, every, flips, takes=()):
     """`u` flips; `w` is told nothing, and `x` all of it. The sum of all that is taken, at these moments and at last."""
     ledger.told("x", "u", True, 1, True, 1.0)
@@ -458,11 +466,8 @@ def flipped(ledger, every, flips, takes=()):
     for at, n in sorted(calls):
         if n is None:
             total += ledger.take(at)
-        elif n % 2:
-            ledger.session_opened("u", "s", at)
         else:
-            ledger.session_ended("u", "s", at, "signed-off")
-        if n is not None:
+            flip(ledger, n, at)
             ledger.told("x", "u", n % 2 == 1, 2 + n, False, at + 0.001)
     return total + ledger.close(1000.0)
 
@@ -485,10 +490,7 @@ def test_who_is_told_now_and_then_is_not_forgotten(ledger):
     """Each tenth change or so is told: the quick ones between were spared the watcher."""
     for n in range(60):
         at = 10.0 + n * 0.5
-        if n % 2:
-            ledger.session_opened("u", "s", at)
-        else:
-            ledger.session_ended("u", "s", at, "signed-off")
+        flip(ledger, n, at)
         if n % 9 == 8:
             ledger.told("w", "u", n % 2 == 1, 2 + n, False, at + 0.001)
     result = ledger.close(1000.0)
@@ -838,10 +840,7 @@ def test_who_comes_while_a_user_flips_is_owed_nothing_that_the_snapshot_shows(le
     """A snapshot of the last edge, or of the one before; others have been told of both."""
     for n in range(10):
         at = 10.0 + n * 0.4
-        if n % 2:
-            ledger.session_opened("u", "s", at)
-        else:
-            ledger.session_ended("u", "s", at, "signed-off")
+        flip(ledger, n, at)
         ledger.told("w", "u", n % 2 == 1, 2 + n, False, at + 0.002)
         if n == 4 + snapshot:
             ledger.told("x", "u", snapshot == 1, 6 + snapshot, True, at + 0.003)
