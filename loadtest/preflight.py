@@ -35,6 +35,8 @@ USER = "loadtest-preflight"
 
 _BATCH = 1_000
 """Ids that are asked for at a time: no more are allowed (WIRE §3)."""
+_LONGEST = 1 << 20
+"""Octets of an answer that are read: of a batch there may be some 200 to an id."""
 _IDS_PER_SECOND = 4_000
 """A little less than is allowed (WIRE §6)."""
 _LOOK = 1.0
@@ -239,12 +241,13 @@ def await_offline(target: Target, users: Sequence[str], asker: str = USER) -> st
     """
     until = time.monotonic() + target.lease + BUSY
     for start in range(0, len(users), _BATCH):
+        if start:
+            time.sleep(_BATCH / _IDS_PER_SECOND)
         ids = users[start : start + _BATCH]
         while left := _left(target, ids, asker):
             if time.monotonic() > until:
                 return left
             time.sleep(_LOOK)
-        time.sleep(_BATCH / _IDS_PER_SECOND)
     return None
 
 
@@ -277,7 +280,7 @@ def _ask(instance: Instance, token: str, path: str, body: bytes | None = None) -
     try:
         connection.request("POST" if body else "GET", f"{parts.path}/api/presence{path}", body, headers)
         answer = connection.getresponse()
-        return answer.status, answer.read(65_536)
+        return answer.status, answer.read(_LONGEST)
     except (OSError, http.client.HTTPException) as error:
         raise PreflightError(f"{instance.http}: the target is down: {_reason(error)}") from error
     finally:

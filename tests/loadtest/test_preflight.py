@@ -219,6 +219,13 @@ def test_who_is_online_of_the_run_before_is_waited_for(monkeypatch):
     assert posted == [["a", "b"]] * 5 + [["c"]]
 
 
+def test_the_answer_to_a_whole_batch_is_read(monkeypatch):
+    monkeypatch.setattr(preflight, "_LOOK", 0.01)
+    users = [f"load-steady-0-{number:07d}-{'x' * 60}" for number in range(1_000)]
+    with answering(states(**dict.fromkeys(users, True))) as target:
+        assert "1000 users of this run or more" in (await_offline(replace(target, lease=0.05), users) or "")
+
+
 def test_who_stays_online_is_not_waited_for_longer_than_a_lease(monkeypatch):
     monkeypatch.setattr(preflight, "_LOOK", 0.01)
     with answering(states(a=True, b=True)) as target:
