@@ -36,6 +36,7 @@ class ClusterNode(Process):
             "--bind": "127.0.0.1",
             "--dir": str(self.data),
             "--appendonly": "yes",
+            "--appendfsync": "no",  # while the disk is busy with a flush of each second, writes are held back
             "--save": "",
             "--cluster-enabled": "yes",
             "--cluster-port": str(self.bus_port),

@@ -63,6 +63,7 @@ class TlsRedisProcess(Process):
             "--bind": "127.0.0.1",
             "--dir": str(self.root),
             "--appendonly": "yes",
+            "--appendfsync": "no",  # while the disk is busy with a flush of each second, writes are held back
             "--notify-keyspace-events": "Ex",
         }
         arguments = [word for option in settings.items() for word in option]
