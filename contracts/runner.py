@@ -1,4 +1,4 @@
-"""Runs cases against a target: many at once, the ones that disturb others after them."""
+"""Runs cases against a target: many at once, and one by one those that disturb others."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from contracts.cases import has_other_ids, marks
 from contracts.client import Refused
 from contracts.faults import Failed, Misused, NotUndone, TargetUnusable, Unreachable
 from contracts.model import NOT_CHOSEN, SHORT_LEASE, STOPPED, TOO_LONG, Case, Class, Clause, Level, Outcome, Result, Run
+from contracts.stage import Idle, Stage
 from contracts.steps import take
 from contracts.story import Story, seconds
 from contracts.target import Target, TokenMaker
@@ -70,8 +71,6 @@ async def run(
     executor = ThreadPoolExecutor(target.parallel + at_once + 8, thread_name_prefix="contracts")
     asyncio.get_running_loop().set_default_executor(executor)
     begun, started = time.monotonic(), time.time()
-    name = secrets.token_hex(4)
-    tokens = TokenMaker(target)
     left_out = {
         case.id: _not_chosen(case, only, conformance, levels) or _not_applying(case, target) or _too_long(case, patient)
         for case in cases
@@ -79,53 +78,90 @@ async def run(
     applying = [case for case in cases if left_out[case.id] is None]
     if probe:
         await look_at(target, cases if any("directory" in case.needs for case in applying) else ())
-    results: dict[str, Result] = {}
-    stop = asyncio.Event()
-    # What cases have left broken: whoever came after that would blame a server that is not whole.
-    left: list[str] = []
-
-    def note(result: Result) -> None:
-        results[result.case.id] = result
-        if result.left:
-            left.append(result.left)
-        if fail_fast and result.outcome in {Outcome.FAILED, Outcome.ERROR}:
-            stop.set()
-        if finished is not None:
-            finished(result)
-
+    playing = _Playing(target, started, fail_fast, finished)
     for not_run in filter(None, left_out.values()):
-        note(not_run)
-    places = asyncio.Semaphore(target.parallel)
-
-    async def play(case: Case) -> None:
-        async with places:
-            if not left and not stop.is_set():
-                note(await run_case(case, target, name, started, tokens))
-
-    # The longest first: then the run takes hardly longer than they do.
-    together = sorted((case for case in applying if not case.alone), key=lambda case: -waits(case, target.lease))
-    tasks = [asyncio.create_task(play(case)) for case in together]
-    await _all(tasks, stop)
-    for case in filter(lambda case: case.alone, applying):
-        await play(case)
-    for case in applying:
-        if case.id not in results:
-            note(Result(case, Outcome.NOT_RUN, reason=left[0] if left else STOPPED))
+        playing.note(not_run)
+    await playing.play_all(applying)
     return Run(
         target=target.file,
         summary=target.summary,
         version=_version(),
         started=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         seconds=round(time.monotonic() - begun, 3),
-        results=[results[case.id] for case in cases],
+        results=[playing.results[case.id] for case in cases],
         clauses=clauses,
     )
 
 
+class _Playing:
+    """The cases of a run, and what became of them."""
+
+    def __init__(
+        self, target: Target, started: float, fail_fast: bool, finished: Callable[[Result], None] | None
+    ) -> None:
+        self.results: dict[str, Result] = {}
+        self._target = target
+        self._started = started
+        self._fail_fast = fail_fast
+        self._finished = finished
+        self._name = secrets.token_hex(4)
+        self._tokens = TokenMaker(target)
+        self._places = asyncio.Semaphore(target.parallel)
+        self._stop = asyncio.Event()
+        self._left: list[str] = []
+        """What cases have left broken: whoever came after that would blame a server that is not whole."""
+        self._disturbed: list[Case] = []
+        """Those that did not pass, maybe for what others broke while they were idle."""
+
+    def note(self, result: Result) -> None:
+        self.results[result.case.id] = result
+        if result.left:
+            self._left.append(result.left)
+        if self._fail_fast and result.outcome in {Outcome.FAILED, Outcome.ERROR}:
+            self._stop.set()
+        if self._finished is not None:
+            self._finished(result)
+
+    async def play_all(self, cases: Sequence[Case]) -> None:
+        """Play them: together, as many as may be at once; those that disturb others one by one."""
+        # The longest first: then the run takes hardly longer than they do.
+        together = sorted((case for case in cases if not case.alone), key=lambda case: -waits(case, self._target.lease))
+        stage = Stage(len(together))
+        alone = self._play_alone([case for case in cases if case.alone], stage)
+        tasks = [asyncio.create_task(self._play_together(case, stage)) for case in together]
+        await _all([*tasks, asyncio.create_task(alone)], self._stop)
+        self._name = secrets.token_hex(4)
+        for case in self._disturbed:
+            await self._play(case, Stage(1))
+        for case in cases:
+            if case.id not in self.results:
+                self.note(Result(case, Outcome.NOT_RUN, reason=self._left[0] if self._left else STOPPED))
+
+    async def _play_together(self, case: Case, stage: Stage) -> None:
+        try:
+            async with self._places:
+                await self._play(case, stage)
+        finally:
+            await stage.over()
+
+    async def _play_alone(self, cases: Sequence[Case], stage: Stage) -> None:
+        for case in cases:
+            async with stage.alone():
+                await self._play(case, stage)
+
+    async def _play(self, case: Case, stage: Stage) -> None:
+        if self._left or self._stop.is_set():
+            return
+        turns = stage.turns
+        result = await run_case(case, self._target, self._name, self._started, self._tokens, stage.idle)
+        if stage.turns > turns and result.outcome is not Outcome.PASSED:
+            self._disturbed.append(case)
+        else:
+            self.note(result)
+
+
 async def _all(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None:
     """Wait for all tasks; when told to stop, no longer."""
-    if not tasks:
-        return
     stopped = asyncio.create_task(stop.wait())
     try:
         left: set[asyncio.Task[None]] = set(tasks)
@@ -145,7 +181,14 @@ def waits(case: Case, lease: float) -> float:
     return sum(seconds(step["wait"], lease) for step in case.steps if "wait" in step)
 
 
-async def run_case(case: Case, target: Target, name: str, started: float, tokens: TokenMaker | None = None) -> Result:
+async def run_case(
+    case: Case,
+    target: Target,
+    name: str,
+    started: float,
+    tokens: TokenMaker | None = None,
+    idle: Idle = contextlib.nullcontext,
+) -> Result:
     """One case, to its end: whatever happens it leaves no connection behind.
 
     Args:
@@ -153,7 +196,7 @@ async def run_case(case: Case, target: Target, name: str, started: float, tokens
         started: Unix time in s when the run began.
         tokens: the run's; None: one of the case's own.
     """
-    story = Story(case, target, name, started, tokens)
+    story = Story(case, target, name, started, tokens, idle)
     begun = time.monotonic()
     taken = sum(step.get("times", 1) for step in case.steps)
     limit = _LIMIT + _LIMIT_LEASES * target.lease + waits(case, target.lease) + target.slack * taken

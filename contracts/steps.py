@@ -688,7 +688,13 @@ def _state(step: Step) -> str:
 
 @verb("wait")
 async def _wait(story: Story, step: Step) -> None:
-    await story.until(lambda: None, story.now + story.length(step["wait"]))
+    end = story.now + story.length(step["wait"])
+    if not step.get("idle"):
+        await story.until(lambda: None, end)
+        return
+    with story.uncounted():
+        async with story.idle():
+            await story.until(lambda: None, end)
 
 
 @verb("mark")

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from contracts.client import Connection, Received
 from contracts.faults import Failed, Misused, NotUndone
 from contracts.match import shown
 from contracts.model import Case, Class, Entry
+from contracts.stage import Idle
 from contracts.stomp import Frame, encode
 from contracts.target import Target, TokenMaker, call
 
@@ -59,7 +60,15 @@ class Story:
         tokens: the run's; None: one of the story's own.
     """
 
-    def __init__(self, case: Case, target: Target, run: str, started: float, tokens: TokenMaker | None = None) -> None:
+    def __init__(
+        self,
+        case: Case,
+        target: Target,
+        run: str,
+        started: float,
+        tokens: TokenMaker | None = None,
+        idle: Idle = contextlib.nullcontext,
+    ) -> None:
         self.case = case
         self.target = target
         self.run = run
@@ -82,6 +91,7 @@ class Story:
         """Of the whole case, while its steps are taken."""
         self.minded: Connection | None = None
         """The connection whose end the step at work looks at itself."""
+        self.idle = idle
         self._tokens = tokens or TokenMaker(target)
         self._names: dict[str, str] = {}
         """Of users and conversations, by their ids."""
@@ -121,16 +131,18 @@ class Story:
         """s: the deadline of a step, with the target's slack."""
         return self.length(step.get("within"), WITHIN) + self.target.slack
 
-    async def _uncounted(self, function: Callable[..., T], *arguments: object) -> T:
-        """Call, in a thread, what runs a command of the target: such a time is not the server's, nor the case's."""
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Around what is neither the server's time nor the case's: a command of the target, other cases."""
         clock = self.clock
         end = clock.when() if clock is not None else None
         if clock is None or end is None:
-            return await asyncio.to_thread(function, *arguments)
+            yield
+            return
         left = end - self.now
         clock.reschedule(None)
         try:
-            return await asyncio.to_thread(function, *arguments)
+            yield
         finally:
             clock.reschedule(self.now + left)
 
@@ -248,7 +260,8 @@ class Story:
         raise Misused(f"${{{name}}} means nothing")
 
     async def token(self, user: str, kind: str = "valid") -> str | None:
-        made = await self._uncounted(self._tokens.make, user, kind)
+        with self.uncounted():
+            made = await asyncio.to_thread(self._tokens.make, user, kind)
         if made is not None and made not in self._token_names:
             # In a frame a colon is escaped.
             for form in (made, made.replace(":", r"\c")):
@@ -398,7 +411,8 @@ class Story:
             self.broke = True
             self._outstanding.append((undo, instance))
         self.log("-", "·", f"hook: {name}{f', {instance}' if name.endswith('-instance') else ''}")
-        await self._uncounted(call, f"hooks.{name}", command, _HOOK_LIMIT)
+        with self.uncounted():
+            await asyncio.to_thread(call, f"hooks.{name}", command, _HOOK_LIMIT)
         self._outstanding = [one for one in self._outstanding if one != (name, instance)]
 
     # The end.

@@ -777,6 +777,48 @@ async def test_who_disturbs_others_runs_after_them_alone():
     assert [one.case.id for one in found.results] == ["alone", "slow", "fast"]
 
 
+IDLE = {"wait": "0.2s", "idle": True}
+
+
+async def test_who_is_idle_lends_the_target_and_waits_until_it_is_given_back():
+    ended = []
+    cases = [
+        case({"wait": "0.6s"}, identity="alone", alone=True),
+        case(IDLE, identity="idle"),
+        case({"wait": "0.1s"}, identity="short"),
+    ]
+    found = await outcomes(cases, finished=lambda result: ended.append(result.case.id))
+    assert ended == ["short", "alone", "idle"]
+    assert found.seconds < 0.9, "one after the other"
+
+
+@pytest.mark.parametrize(
+    ("others", "statuses", "outcome"),
+    [
+        ([{"wait": "0.4s"}], [503, 200], Outcome.PASSED),
+        ([{"wait": "0.4s"}], [503, 503], Outcome.FAILED),
+        ([], [503, 200], Outcome.FAILED),
+    ],
+    ids=["disturbed", "all the same", "undisturbed"],
+)
+async def test_who_fails_after_others_had_the_target_is_run_again_by_himself(others, statuses, outcome):
+    cases = [case(IDLE, {"get": "/api/x", "status": 200}), *(case(one, identity="alone", alone=True) for one in others)]
+    told: list[Result] = []
+    async with server(silent, process_request=answering_rest(*statuses)) as port:
+        found = await run(target(port), cases, CLAUSES, probe=False, finished=told.append)
+    assert found.results[0].outcome is outcome
+    assert len(told) == len(cases)
+
+
+async def test_who_was_idle_is_not_blamed_for_what_others_left_broken():
+    hooks = {**STOP, "start-store": ["sh", "-c", "exit 3"]}
+    cases = [case(IDLE, {"get": "/api/x", "status": 200}), case({"hook": "stop-store"}, identity="two", alone=True)]
+    async with server(silent, process_request=answering_rest(503)) as port:
+        first, second = (await run(target(port, hooks=hooks), cases, CLAUSES, probe=False)).results
+    assert (first.outcome, second.outcome) == (Outcome.NOT_RUN, Outcome.ERROR)
+    assert first.reason == second.left
+
+
 async def test_the_first_failure_may_be_the_last_case():
     cases = [
         case({"wait": "20s"}, identity="long"),
