@@ -258,6 +258,21 @@ def _forward_references(step: Mapping[str, Any], before: Sequence[Mapping[str, A
         and not any("${i}" in one for one in (step[verb], *connected))
     ):
         yield f"{verb}: {step[verb]} has no connection before it"
+    if step.get("idle"):
+        for name in _connected(before):
+            yield f"idle: {name} is connected, and others may break what it is connected to"
+
+
+def _connected(steps: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """The actors that these steps leave with a connection."""
+    found: dict[str, None] = {}
+    for step in steps:
+        verb = next(iter(step))
+        if verb in {"connect", "open"}:
+            found[step[verb]] = None
+        elif verb in {"disconnect", "close", "cut", "closed"}:
+            found.pop(step[verb], None)
+    return list(found)
 
 
 def _texts(value: Any) -> Iterator[str]:
