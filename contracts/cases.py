@@ -200,6 +200,8 @@ def _case(raw: Mapping[str, Any], file: str, clauses: Mapping[str, Clause]) -> C
         conversations=raw.get("conversations", {}),
         alone=raw.get("alone", False),
     )
+    if case.alone and any(step.get("idle") for step in case.steps):
+        raise ValueError("alone: a case that is idle cannot have the target for itself")
     for number, step in enumerate(case.steps, 1):
         for fault in (*_faults(step, case), *_forward_references(step, case.steps[: number - 1])):
             raise ValueError(f"steps[{number}]: {fault}")
@@ -268,7 +270,7 @@ def _connected(steps: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     found: dict[str, None] = {}
     for step in steps:
         verb = next(iter(step))
-        if verb in {"connect", "open"}:
+        if verb in {"connect", "open"} and "refused" not in step:
             found[step[verb]] = None
         elif verb in {"disconnect", "close", "cut", "closed"}:
             found.pop(step[verb], None)

@@ -126,16 +126,20 @@ class _Playing:
         """Play them: together, as many as may be at once; those that disturb others one by one."""
         # The longest first: then the run takes hardly longer than they do.
         together = sorted((case for case in cases if not case.alone), key=lambda case: -waits(case, self._target.lease))
-        stage = Stage(len(together))
-        alone = self._play_alone([case for case in cases if case.alone], stage)
-        tasks = [asyncio.create_task(self._play_together(case, stage)) for case in together]
-        await _all([*tasks, asyncio.create_task(alone)], self._stop)
+        # Those that break something last: maybe who is idle is back by then.
+        alone = sorted((case for case in cases if case.alone), key=_breaks)
+        await self._play_some(together, alone)
+        again, self._disturbed = self._disturbed, []
         self._name = secrets.token_hex(4)
-        for case in self._disturbed:
-            await self._play(case, Stage(1))
+        await self._play_some(again, [])
         for case in cases:
             if case.id not in self.results:
                 self.note(Result(case, Outcome.NOT_RUN, reason=self._left[0] if self._left else STOPPED))
+
+    async def _play_some(self, together: Sequence[Case], alone: Sequence[Case]) -> None:
+        stage = Stage(len(together))
+        plays = [*(self._play_together(case, stage) for case in together), self._play_alone(alone, stage)]
+        await _all([asyncio.create_task(play) for play in plays], self._stop)
 
     async def _play_together(self, case: Case, stage: Stage) -> None:
         try:
@@ -154,7 +158,7 @@ class _Playing:
             return
         turns = stage.turns
         result = await run_case(case, self._target, self._name, self._started, self._tokens, stage.idle)
-        if stage.turns > turns and result.outcome is not Outcome.PASSED:
+        if stage.turns > turns and result.outcome is not Outcome.PASSED and result.left is None:
             self._disturbed.append(case)
         else:
             self.note(result)
@@ -178,7 +182,16 @@ async def _all(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None
 
 def waits(case: Case, lease: float) -> float:
     """How long a case waits whatever the server does, s."""
-    return sum(seconds(step["wait"], lease) for step in case.steps if "wait" in step)
+    total = 0.0
+    for step in case.steps:
+        if "wait" in step:
+            length = seconds(step["wait"], lease)
+            total = max(total, length) if "since" in step else total + length
+    return total
+
+
+def _breaks(case: Case) -> bool:
+    return any(need.startswith("hook:") for need in case.needs)
 
 
 async def run_case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -688,13 +689,14 @@ def _state(step: Step) -> str:
 
 @verb("wait")
 async def _wait(story: Story, step: Step) -> None:
-    end = story.now + story.length(step["wait"])
+    end = story.since(step) + story.length(step["wait"])
     if not step.get("idle"):
         await story.until(lambda: None, end)
         return
-    with story.uncounted():
+    with contextlib.ExitStack() as others:
         async with story.idle():
             await story.until(lambda: None, end)
+            others.enter_context(story.uncounted())  # until the target is given back
 
 
 @verb("mark")

@@ -64,6 +64,7 @@ def test_a_case_is_read_and_has_the_strictest_of_its_levels(tmp_path):
         ('{ get = "/x", at-once = 2, or-status = 429, at-least = 3 }', "", r"at-least: is more than at-once"),
         ('{ get = "/x", at-once = 2, save-as = "first" }', "", r"one: steps\[2\]: save-as: of which answer"),
         ('{ wait = "60s", idle = true }', "", r"one: steps\[2\]: idle: ann is connected"),
+        ('{ wait = "60s", idle = true }', "alone = true", r"one: alone: a case that is idle cannot"),
         ('{ closed = "ann", since = "t" }', "", r"since: there is no mark 't' before it"),
         ('{ hook = "stop-store" }', "", r"needs 'hook:stop-store'"),
         ('{ wait = "1s" }', 'friends = { ann = ["bob"] }', r"one: needs: 'directory' is missing"),

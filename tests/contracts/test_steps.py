@@ -780,16 +780,30 @@ async def test_who_disturbs_others_runs_after_them_alone():
 IDLE = {"wait": "0.2s", "idle": True}
 
 
-async def test_who_is_idle_lends_the_target_and_waits_until_it_is_given_back():
+async def test_who_is_idle_lends_the_target_and_waits_until_it_is_given_back(monkeypatch):
+    # That others have the target is not the case's time.
+    monkeypatch.setattr(runner, "_LIMIT", 0.3)
+    monkeypatch.setattr(runner, "_LIMIT_LEASES", 0)
     ended = []
     cases = [
-        case({"wait": "0.6s"}, identity="alone", alone=True),
-        case(IDLE, identity="idle"),
+        case({"wait": "0.9s"}, identity="alone", alone=True),
+        case(IDLE, {"mark": "back"}, {"wait": "0.2s", "since": "back"}, identity="idle"),
         case({"wait": "0.1s"}, identity="short"),
     ]
     found = await outcomes(cases, finished=lambda result: ended.append(result.case.id))
     assert ended == ["short", "alone", "idle"]
-    assert found.seconds < 0.9, "one after the other"
+    assert {one.outcome for one in found.results} == {Outcome.PASSED}
+
+
+async def test_those_alone_that_break_something_come_last():
+    ended = []
+    cases = [
+        case({"hook": "stop-store"}, identity="breaks", alone=True, needs=frozenset({"hook:stop-store"})),
+        case({"wait": "0s"}, identity="floods", alone=True),
+    ]
+    async with server(silent, process_request=answering_rest(200)) as port:
+        await run(target(port, hooks=STOP), cases, CLAUSES, probe=False, finished=lambda one: ended.append(one.case.id))
+    assert ended == ["floods", "breaks"]
 
 
 @pytest.mark.parametrize(
@@ -802,12 +816,21 @@ async def test_who_is_idle_lends_the_target_and_waits_until_it_is_given_back():
     ids=["disturbed", "all the same", "undisturbed"],
 )
 async def test_who_fails_after_others_had_the_target_is_run_again_by_himself(others, statuses, outcome):
-    cases = [case(IDLE, {"get": "/api/x", "status": 200}), *(case(one, identity="alone", alone=True) for one in others)]
+    ask = {"get": "/api/${bob}", "as": "bob", "status": 200}
+    cases = [case(IDLE, ask), *(case(one, identity="alone", alone=True) for one in others)]
     told: list[Result] = []
-    async with server(silent, process_request=answering_rest(*statuses)) as port:
+    answer = answering_rest(*statuses)
+    asked = []
+
+    def noting(socket: ServerConnection, request: Any) -> Any:
+        asked.append(request.path)
+        return answer(socket, request)
+
+    async with server(silent, process_request=noting) as port:
         found = await run(target(port), cases, CLAUSES, probe=False, finished=told.append)
     assert found.results[0].outcome is outcome
     assert len(told) == len(cases)
+    assert len(asked) == len(set(asked)) == 1 + len(others), "each time of other users"
 
 
 async def test_who_was_idle_is_not_blamed_for_what_others_left_broken():
