@@ -201,6 +201,11 @@ class Crowd:
         return sum(session.is_open for session in self.sessions)
 
     @property
+    def unaware(self) -> int:
+        """Sessions that wait to be told of those whom they watch."""
+        return sum(session.watch_from > 0.0 for session in self.sessions)
+
+    @property
     def wanted(self) -> int:
         """Sessions that are to be connected."""
         return sum(session.wanted for session in self.sessions)

@@ -171,6 +171,10 @@ class FleetUser(User):
         """Whether nearly all who are to be there are; some come and go at any moment."""
         return self.crowd.present >= 0.99 * self.crowd.wanted
 
+    def is_back(self) -> bool:
+        """Whether, besides, nearly all have been told of those whom they watch."""
+        return self.is_complete() and self.crowd.unaware <= 0.01 * self.crowd.wanted
+
     def come_back(self, sessions: Iterable[Session], within: float = 0.0) -> None:
         """They connect again, at random moments within so many seconds from now."""
         moments = ((self.dice.uniform(0.0, within), session.number) for session in sessions)

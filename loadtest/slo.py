@@ -39,6 +39,8 @@ _TELLING = {"lost": "no notice was due", "contradicted": "no answer of REST was 
 TIMES = {"false-offline": ("false_offline_seconds", "false-offline"), "ghost": ("ghost_seconds", "ghost")}
 """By name: the seconds of the ledger, and how a sentence says it."""
 
+_LATENESS = {"late", *TIMES}
+
 _LATENCY = re.compile(r"(?:(?P<metric>[A-Za-z].*?)\s+)?(?:p(?P<percent>\d+(?:\.\d+)?)|max)")
 _CLAUSE = re.compile(r"(?P<name>[^<>=]+?)\s*(?P<operator><=|<|=)\s*(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|%)?")
 
@@ -94,8 +96,12 @@ def parse(text: str) -> list[Clause]:
 
 
 def without_latencies(text: str) -> str:
-    """The same SLO without its latencies; where nothing else is asked, that nothing is lost."""
-    return ", ".join(one.text for one in parse(text) if one.quantile is None) or "lost=0"
+    """The same SLO without its latencies; where nothing else is asked, that nothing is lost.
+
+    For how long somebody is shown as what he is not any more is one, too: it is how late the notice comes.
+    """
+    asked = (one for one in parse(text) if one.quantile is None and one.name not in _LATENESS)
+    return ", ".join(one.text for one in asked) or "lost=0"
 
 
 def check(clauses: Iterable[Clause], step: Step) -> list[Check]:

@@ -38,7 +38,7 @@ class Rolling(FleetUser):
         elif self.place == 0:
             self._restart(self.options.restart)
         self.pause(self.setting("every"))
-        self.wait_for(self.is_complete, 120.0)
+        self.wait_for(self.is_back, 120.0)
         self.phase("hold after the restart")
         self.wait_for_ever()
 

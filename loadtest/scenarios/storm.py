@@ -25,6 +25,6 @@ class Storm(FleetUser):
                 self.crowd.leave(session, self.crowd.engine.now(), "lost")
             self.come_back(gone, within)
             self.pause(within + 0.1)
-            self.wait_for(self.is_complete, 120.0)
+            self.wait_for(self.is_back, 120.0)
         self.phase("hold after the storms")
         self.wait_for_ever()

@@ -360,6 +360,15 @@ def test_a_watch_that_is_never_confirmed_is_counted():
     assert unanswered(stage) == missed, "after it was counted"
 
 
+def test_who_is_to_be_told_of_those_whom_it_watches_is_unaware_until_then():
+    stage = Stage()
+    stage.come(stage.star)
+    stage.come(stage.fan)
+    assert stage.crowd.unaware == 1, "the star watches nobody"
+    stage.receipt(stage.fan, "w")
+    assert stage.crowd.unaware == 0
+
+
 def actions(crowd):
     counts = crowd.tally()
     return counts["offered"], counts["made"]

@@ -102,7 +102,8 @@ def test_seconds_are_as_good_as_sums_of_floats_are(seconds, kept):
 
 
 def test_a_storm_is_not_asked_for_latencies():
-    assert without_latencies(DEFAULT) == "lost=0, false-offline=0"
+    assert without_latencies(DEFAULT) == "lost=0"
+    assert without_latencies("p99<1s, lost<1%, late=0, ghost<60s, duplicated=0") == "lost<1%, duplicated=0"
     assert without_latencies("p99<1s") == "lost=0"
 
 
