@@ -300,7 +300,7 @@ class TestCapacity:
             ("steady", 2_000, 900),
             ("storm", 2_000, 180),
         ]
-        assert (jobs[-2].slo, jobs[-1].slo) == (slo.DEFAULT, "lost=0, false-offline=0")
+        assert (jobs[-2].slo, jobs[-1].slo) == (slo.DEFAULT, "lost=0")
         assert {job.options["period"] for job in jobs} == {"1"}
         assert {job.seconds for job in jobs[:-2]} == {4}  # a lease of 2 s and two heartbeats
         assert len(data["steps"]) == len(jobs) and data["ok"]
