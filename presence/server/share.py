@@ -68,7 +68,11 @@ class Share:
     async def take(self, work: Coroutine[Any, Any, T]) -> T:
         """Do some work on the connection's input; leave others their turn when it has had more than its share."""
         if self._taken(time.perf_counter()) > SLIGHT:
-            await turn()
+            try:
+                await turn()
+            except asyncio.CancelledError:
+                work.close()  # it has not begun: Python would complain that it never did
+                raise
         took = [0.0]
         done = await _timed(work, took)
         if pause := self.note(took[0], time.perf_counter()):

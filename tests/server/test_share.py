@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from presence.server.share import LONGEST, STRETCH, Share, Turns
+from presence.server.share import LONGEST, STRETCH, Share, Turns, turn
 from tests.support.turns import counted_turns
 
 
@@ -64,6 +64,25 @@ async def test_a_wait_is_no_work():
         assert await share.take(waits()) == "done"
     assert share.note(0.0, time.perf_counter()) == 0.0
     assert time.monotonic() - began < 4 * 0.05 + 0.15, "of waiting 0.2 s, a turn would come 0.6 s later"
+
+
+async def test_work_of_one_who_ends_while_waiting_for_a_turn_is_let_go():
+    """Else Python complains in the server's log of what was never awaited: here that is an error."""
+    share = Share()
+    share.note(STRETCH * 0.9, time.perf_counter())
+    begun = []
+
+    async def works() -> None:
+        begun.append(True)
+
+    first = asyncio.create_task(turn())
+    waiting = asyncio.create_task(share.take(works()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await first
+    assert not begun
 
 
 async def test_work_that_holds_the_loop_is_followed_by_a_pause():
