@@ -16,12 +16,12 @@ from contracts.cases import has_other_ids, marks
 from contracts.client import Refused
 from contracts.faults import Failed, Misused, NotUndone, TargetUnusable, Unreachable
 from contracts.model import NOT_CHOSEN, SHORT_LEASE, STOPPED, TOO_LONG, Case, Class, Clause, Level, Outcome, Result, Run
-from contracts.stage import Idle, Stage
+from contracts.stage import Stage
 from contracts.steps import take
 from contracts.story import Story, seconds
 from contracts.target import Target, TokenMaker
 
-__all__ = ["TargetUnusable", "look_at", "run", "run_case"]
+__all__ = ["TargetUnusable", "look_at", "run"]
 
 LONG = 70.0
 """s: what waits longer than this, for all that the lease is, is left to patient runs. What shows only after a minute
@@ -157,7 +157,8 @@ class _Playing:
         if self._left or self._stop.is_set():
             return
         turns = stage.turns
-        result = await run_case(case, self._target, self._name, self._started, self._tokens, stage.idle)
+        story = Story(case, self._target, self._name, self._started, self._tokens, stage.idle)
+        result = await _run_case(story)
         if stage.turns > turns and result.outcome is not Outcome.PASSED and result.left is None:
             self._disturbed.append(case)
         else:
@@ -194,22 +195,9 @@ def _breaks(case: Case) -> bool:
     return any(need.startswith("hook:") for need in case.needs)
 
 
-async def run_case(
-    case: Case,
-    target: Target,
-    name: str,
-    started: float,
-    tokens: TokenMaker | None = None,
-    idle: Idle = contextlib.nullcontext,
-) -> Result:
-    """One case, to its end: whatever happens it leaves no connection behind.
-
-    Args:
-        name: the run's, part of the users' ids.
-        started: Unix time in s when the run began.
-        tokens: the run's; None: one of the case's own.
-    """
-    story = Story(case, target, name, started, tokens, idle)
+async def _run_case(story: Story) -> Result:
+    """One case, to its end: whatever happens it leaves no connection behind."""
+    case, target = story.case, story.target
     begun = time.monotonic()
     taken = sum(step.get("times", 1) for step in case.steps)
     limit = _LIMIT + _LIMIT_LEASES * target.lease + waits(case, target.lease) + target.slack * taken
