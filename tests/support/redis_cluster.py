@@ -10,7 +10,7 @@ import redis
 from redis.cluster import ClusterNode as ClusterAddress
 
 from tests.support.process import Process, free_port
-from tests.support.store import valkey_binary
+from tests.support.store import KEPT, valkey_binary
 from tests.support.waiting import wait_until
 
 PRIMARIES = 3
@@ -35,8 +35,7 @@ class ClusterNode(Process):
             "--port": str(self.port),
             "--bind": "127.0.0.1",
             "--dir": str(self.data),
-            "--appendonly": "yes",
-            "--appendfsync": "no",  # while the disk is busy with a flush of each second, writes are held back
+            **KEPT,
             "--save": "",
             "--cluster-enabled": "yes",
             "--cluster-port": str(self.bus_port),

