@@ -261,11 +261,11 @@ def _forward_references(step: Mapping[str, Any], before: Sequence[Mapping[str, A
     ):
         yield f"{verb}: {step[verb]} has no connection before it"
     if step.get("idle"):
-        for name in _connected(before):
+        for name in _left_connected(before):
             yield f"idle: {name} is connected, and others may break what it is connected to"
 
 
-def _connected(steps: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+def _left_connected(steps: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     """The actors that these steps leave with a connection."""
     found: dict[str, None] = {}
     for step in steps:
