@@ -47,8 +47,9 @@ class LedgerResult:
     """Edges times watchers: received + missing + cancelled."""
     received: int = 0
     late: int = 0
-    """Of the received: more than `late` seconds after the edge. And what came after it was judged missing."""
+    """Of the received: more than `late` seconds after the edge."""
     missing: int = 0
+    """Never told. Below 0 in the result in which comes, after all, what the one before had called missing."""
     duplicated: int = 0
     """Notices that did not turn the state round."""
     out_of_order: int = 0
@@ -111,7 +112,7 @@ class _Pair(NamedTuple):
     early: bool = False
     """The state is ahead of the truth: an edge must follow soon, or it was none."""
     owed: bool = False
-    """The last edge was judged missing: what says it after all is late."""
+    """The notice that would have turned the state round was judged missing: what says it after all is late."""
     untold: int = 0
     """Settled edges that were made since the watcher was told anything."""
     silent: float = 0.0
@@ -149,7 +150,8 @@ class _User:
     def keep(self, watcher: str, pair: _Pair) -> None:
         if pair.next == self.end and pair.online == self.heard:
             silent = pair.silent if pair.untold else 0.0
-            pair = _Pair(pair.next, pair.online, pair.version, untold=pair.untold, silent=silent)
+            told = (pair.next, pair.online, pair.version)
+            pair = _Pair(*told, owed=pair.owed, untold=pair.untold, silent=silent)
         if pair != self.shared:
             self.shared = pair
         if not isinstance(self.watchers, dict):
@@ -336,7 +338,7 @@ class Ledger:
     def take(self, at: float) -> LedgerResult:
         """What came of it since the last time; begins anew (a step of a run is over, the crowd stays).
 
-        What is not yet late is judged next time. A notice that comes after it was judged missing counts as late.
+        What is not yet late is judged next time. A notice that comes after it was judged missing was none: it is late.
         """
         return self._settle_all(at, at - self._late)
 
@@ -406,7 +408,7 @@ class Ledger:
             soon = back - edge.at <= _UNDER_WAY or self._is_unsure(pair, edge, min(back, at))
             if edge.online != pair.online and soon:
                 upto -= 1  # the two are judged together
-        return self._judge(record, pair, upto)._replace(since=at, owed=pair.owed or pair.next < upto)
+        return self._judge(record, pair, upto)._replace(since=at)
 
     def _after(
         self, record: _User, pair: _Pair, online: bool, version: int, snapshot: bool, at: float
@@ -422,6 +424,8 @@ class Ledger:
             edge = record.edges[n - record.base]
             self._receive(edge, at)
             return _Pair(n + 1, online, version, at, silent=at, about=edge.at), edge
+        if pair.owed and online != pair.online and not snapshot:
+            return self._after_all(record, pair, version, at)
         if online == pair.online and (snapshot or (online == record.heard and pair.next == record.end)):
             self._result.duplicated += not snapshot
             return pair._replace(version=version, since=at, untold=0, silent=at), None
@@ -429,12 +433,20 @@ class Ledger:
         self._judge(record, pair, record.end)
         if online == record.heard:
             self._result.late += not snapshot
-            about = record.edges[-1] if pair.owed and record.edges else None
-            if about is not None and not snapshot:
-                self._time(about, at)
-            return _Pair(record.end, online, version), about
+            return _Pair(record.end, online, version), None
         record.believe(version, record.end)
         return _Pair(record.end, online, version, at, early=True), Edge(at, online, EARLY, at)
+
+    def _after_all(self, record: _User, pair: _Pair, version: int, at: float) -> tuple[_Pair, Edge | None]:
+        """The pair after a notice came that had been judged missing, and the edge, if it is still known."""
+        self._result.missing -= 1
+        self._result.received += 1
+        self._result.late += 1
+        online = not pair.online
+        edge = next((edge for edge in record.edges[: pair.next - record.base][::-1] if edge.online == online), None)
+        if edge is not None:
+            self._time(edge, at)
+        return _Pair(pair.next, online, version, at, silent=at), edge
 
     def _by_version(self, record: _User, n: int, version: int) -> int:
         """The edge of which others were told with this version; `n` if that is not a later one of the same kind.
@@ -471,7 +483,7 @@ class Ledger:
         if pair.next >= upto:
             return pair
         edges = record.edges[pair.next - record.base : upto - record.base]
-        untold, silent = pair.untold, pair.silent
+        untold, silent, owed = pair.untold, pair.silent, pair.owed
         for i, edge in enumerate(edges):
             back = edges[i + 1].at if i + 1 < len(edges) else inf
             # A burst may be told as what it comes to; ten changes and more that take longer are no burst.
@@ -485,8 +497,9 @@ class Ledger:
                 self._result.cancelled += 1
             else:
                 self._result.missing += 1
+                owed = True
             self._result.expected += 1
-        return pair._replace(next=upto, untold=untold, silent=silent)
+        return pair._replace(next=upto, untold=untold, silent=silent, owed=owed)
 
     def _is_unsure(self, pair: _Pair, edge: Edge, back: float) -> bool:
         """The last word may have been about the way `back` from `edge`: just made then, or not known here yet.

@@ -585,7 +585,29 @@ def test_what_comes_after_it_was_judged_missing_is_late(ledger):
     assert faults(ledger.take(12.0)) == {}
     assert faults(ledger.take(16.0)) == {"missing": 1}
     ledger.told("w", "u", False, 2, False, 17.0)
-    assert faults(ledger.close(20.0)) == {"late": 1}
+    result = ledger.close(20.0)
+    assert (result.missing, result.late, result.received) == (-1, 1, 1)
+
+
+def test_in_all_nothing_is_missing_that_came_however_late(ledger):
+    total = LedgerResult()
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    ledger.session_opened("u", "s", 17.0)
+    total += ledger.take(24.0)
+    assert (total.missing, total.cancelled) == (1, 1)
+    # Two changes, told when both were given up, and the state that is told first is not so any more.
+    ledger.told("w", "u", False, 2, False, 25.0)
+    ledger.told("w", "u", True, 3, False, 25.5)
+    total += ledger.close(40.0)
+    assert faults(total) == {"late": 2}
+    assert (total.expected, total.received, total.cancelled) == (2, 1, 1)
+
+
+def test_a_lie_is_not_what_was_missing(ledger):
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    assert faults(ledger.take(16.0)) == {"missing": 1}
+    ledger.told("w", "u", True, 2, False, 17.0)
+    assert faults(ledger.close(30.0)) == {"unexpected": 1}
 
 
 def test_a_state_from_rest_is_compared_with_the_truth(ledger):
@@ -809,7 +831,7 @@ def test_a_notice_given_up_is_about_its_edge_and_timed_in_full(ledger):
     assert ledger.take(16.0).missing == 1
     assert ledger.told("w", "u", False, 2, False, 17.0) == Edge(10.0, False, "disconnect", 10.0)
     result = ledger.close(30.0)
-    assert faults(result) == {"late": 1}
+    assert (result.missing, result.late) == (-1, 1)
     assert result.notice["disconnect"].max() == pytest.approx(7000, rel=1e-3)
 
 
