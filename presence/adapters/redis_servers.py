@@ -20,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from presence.adapters.patience import patience
 from presence.core import redis_url
 from presence.ports import Health
 
@@ -235,7 +236,7 @@ class Servers:
 
         async def answer(client: Any, address: Address, *command: str) -> tuple[Address, Any] | None:
             try:
-                async with asyncio.timeout(min(LOOK_LIMIT, self._timeout)):
+                async with patience(min(LOOK_LIMIT, self._timeout)):
                     return address, await client.execute_command(*command)
             except (RedisError, OSError, TimeoutError) as error:
                 reason = str(error) or "no answer in time"

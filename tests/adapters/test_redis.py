@@ -844,6 +844,18 @@ async def test_a_store_that_is_busy_is_not_away(deployment):
     assert (store.health.state, store.health.since) == ("up", since)
 
 
+async def test_an_answer_that_comes_while_nothing_is_read_is_in_time(deployment):
+    """Who was frozen, or too busy to look, for longer than the time limit has seen no outage."""
+    store = await deployment.instance(timeout=0.5)
+    await connect(store, "alice")
+    since = store.health.since
+    asked = asyncio.create_task(store.read(["alice"]))
+    await asyncio.sleep(0)  # it is sent
+    time.sleep(1.0)  # noqa: ASYNC251
+    assert (await asked).statuses["alice"].online
+    assert (store.health.state, store.health.since) == ("up", since)
+
+
 async def test_of_a_connect_whose_outcome_is_unknown_nothing_is_left(deployment):
     """DESIGN §3.5: "A connect whose outcome is unknown (time-out …) is followed by an end until that is answered"."""
     store = await deployment.instance(timeout=1.0)
