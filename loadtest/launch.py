@@ -190,8 +190,9 @@ def back(run: Run) -> float | None:
             before = [value for t, value in held if t < phase.start]
             # One point a second: the phase may end, all being back, before the next one.
             after = [value for t, value in held if t <= phase.end + 2]
-            if before and before[-1]:
-                shares.append(100 * after[-1] / before[-1])
+            # Of several generators one begins a moment before the others.
+            if were := max(before[-3:], default=0):
+                shares.append(100 * after[-1] / were)
     return min(shares, default=None)
 
 

@@ -278,6 +278,13 @@ def test_who_is_back_after_a_storm():
     assert launch.back(one_step()) is None
 
 
+def test_those_who_were_there_are_counted_before_the_first_generator_begins_the_storm():
+    run = one_step()
+    run.phases = [Phase("storm", 10.5, 20.0)]
+    run.series["sessions"] = [(8.0, 1000), (9.0, 1000), (10.0, 500), (11.0, 0), (20.0, 400)]
+    assert launch.back(run) == 40
+
+
 @pytest.mark.parametrize(("returned", "code"), [(95, 0), (94.9, 1)])
 def test_a_storm_is_judged_by_who_is_back_after_it(returned, code):
     run = one_step()
