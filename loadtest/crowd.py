@@ -35,7 +35,7 @@ _HEARTBEAT = {"destination": "/app/heartbeat"}
 _OFFLINE = {
     "lost": "PUSH offline-by-loss",
     "expiry": "PUSH offline-by-expiry",
-    "drained": "PUSH offline-by-expiry",  # what a planned stop leaves of a lease has ended
+    "shortened": "PUSH offline-by-expiry",  # what a planned stop left of the lease has ended
 }
 """Metric of a change to offline, by what made it; of any other, PUSH offline."""
 
@@ -507,7 +507,7 @@ class Crowd:
         planned = self._sheltered and code_or_reason == "1001"
         self._count_unanswered(session, -inf if planned else inf)
         if code_or_reason == "1001":
-            self.ledger.session_ended(user, visit, min(at + DRAIN, session.beat_at + self.target.lease), "drained")
+            self.ledger.session_ended(user, visit, min(at + DRAIN, session.beat_at + self.target.lease), "shortened")
         elif code_or_reason.isdigit():
             self.ledger.session_ended(user, visit, at, "lost")
         else:

@@ -265,13 +265,12 @@ class FleetUser(User):
             with suppress(Exception):
                 self._script.kill()
 
-    def take(self) -> tuple[LedgerResult, Counter[str]]:
+    def take(self, *, last: bool = False) -> tuple[LedgerResult, Counter[str]]:
         counts = self.crowd.tally()
         counts["engine errors"] = self.crowd.engine.errors
         new, self._told = counts - self._told, counts
         self._note_lag()
-        # Also at the end: leases that have just ended are not late yet, and so nothing can be said of them.
-        return self.ledger.take(self.crowd.engine.now()), new
+        return self.ledger.take(self.crowd.engine.now(), last=last), new
 
     def look(self) -> Mapping[str, float]:
         counts = self.crowd.tally()

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Self
 from loadtest.metrics import Histogram
 
 _KINDS = {"signed-off": "disconnect"}  # both end a session at once, and are one number in the report
-_DATED_AHEAD = frozenset({"expiry", "drained"})  # a lease ends without anyone doing anything: it is told beforehand
+_DATED_AHEAD = frozenset({"expiry", "shortened"})  # a lease ends without anyone doing anything: it is told beforehand
 _EARLY_OFFLINE = 1.0
 """Seconds that "offline" may come before the harness has noticed the loss itself. "online" has `late`: under load the
 answer to the CONNECT may wait behind others while the watchers have long been told."""
@@ -35,6 +35,8 @@ _SPARED = 10
 """Changes of which a watcher may be told nothing at all, one after the other: a server that tells of none forgot it."""
 EARLY = "early"
 """The kind of an edge that a notice told before the harness itself knew of it."""
+_AWAITED = 60.0
+"""Seconds for which what is late may still come, while the run goes on: until then it is not missing."""
 _LOG = 64
 """Edges of one user that are kept before those that nobody waits for are dropped."""
 
@@ -47,9 +49,8 @@ class LedgerResult:
     """Edges times watchers: received + missing + cancelled."""
     received: int = 0
     late: int = 0
-    """Of the received: more than `late` seconds after the edge."""
+    """Of the received: more than `late` seconds after the edge. And what came after all, when it had been given up."""
     missing: int = 0
-    """Never told. Below 0 in the result in which comes, after all, what the one before had called missing."""
     duplicated: int = 0
     """Notices that did not turn the state round."""
     out_of_order: int = 0
@@ -67,7 +68,7 @@ class LedgerResult:
     """Of these: neither true when asked nor when answered, nor "online" of who has read CONNECTED within `late`."""
     notice: dict[str, Histogram] = field(default_factory=dict)
     """Time to notice in µs from when the change was intended; by `connect`, `revived`, `disconnect`, `lost`, `expiry`,
-    `drained`."""
+    `shortened`."""
 
     def __add__(self, other: LedgerResult) -> LedgerResult:
         numbers = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "notice"}
@@ -112,7 +113,7 @@ class _Pair(NamedTuple):
     early: bool = False
     """The state is ahead of the truth: an edge must follow soon, or it was none."""
     owed: bool = False
-    """The notice that would have turned the state round was judged missing: what says it after all is late."""
+    """The last edge was judged missing: what says it after all is late."""
     untold: int = 0
     """Settled edges that were made since the watcher was told anything."""
     silent: float = 0.0
@@ -150,8 +151,7 @@ class _User:
     def keep(self, watcher: str, pair: _Pair) -> None:
         if pair.next == self.end and pair.online == self.heard:
             silent = pair.silent if pair.untold else 0.0
-            told = (pair.next, pair.online, pair.version)
-            pair = _Pair(*told, owed=pair.owed, untold=pair.untold, silent=silent)
+            pair = _Pair(pair.next, pair.online, pair.version, untold=pair.untold, silent=silent)
         if pair != self.shared:
             self.shared = pair
         if not isinstance(self.watchers, dict):
@@ -215,8 +215,9 @@ class Ledger:
         """The session is over.
 
         Args:
-            how: `disconnect`, `signed-off`, `lost` (TCP); `expiry`, with `at` = last beat + lease, or `drained`, with
-                `at` = planned stop + drain: these two may lie ahead, and a beat or a new session undoes them till then.
+            how: `disconnect`, `signed-off`, `lost` (TCP); `expiry`, with `at` = last beat + lease; or `shortened`, with
+                `at` = the end of the lease that a planned stop left to it (the drain), or a lost connection (the
+                grace). These two may lie ahead, and a beat or a new session undoes them till then.
         """
         self._pass_to(at if how not in _DATED_AHEAD else -inf)
         record = self._user(user)
@@ -335,12 +336,15 @@ class Ledger:
 
     # The result.
 
-    def take(self, at: float) -> LedgerResult:
-        """What came of it since the last time; begins anew (a step of a run is over, the crowd stays).
+    def take(self, at: float, *, last: bool = False) -> LedgerResult:
+        """What came of it since the last time; begins anew.
 
-        What is not yet late is judged next time. A notice that comes after it was judged missing was none: it is late.
+        What may still come is judged next time. A notice that comes after it was judged missing counts as late, too.
+
+        Args:
+            last: Nothing more is awaited, save for what is not late yet: of that nothing can be said.
         """
-        return self._settle_all(at, at - self._late)
+        return self._settle_all(at, at - (self._late if last else max(self._late, _AWAITED)))
 
     def close(self, at: float) -> LedgerResult:
         """The same for good: whatever has not come is missing. Wait for `late` seconds without a change before."""
@@ -352,7 +356,7 @@ class Ledger:
         for user in unsettled:
             self._settle_user(user, self._users[user], at, before)
         for user in list(self._ahead):
-            self._settle_ahead(user, before)
+            self._settle_ahead(user, max(before, at - self._late))
         result, self._result = self._result, LedgerResult()
         return result
 
@@ -395,7 +399,7 @@ class Ledger:
         return first
 
     def _settled(self, record: _User, pair: _Pair, at: float, before: float) -> _Pair:
-        pair = self._resolved(record, pair, at, before)
+        pair = self._resolved(record, pair, at, max(before, at - self._late))
         if pair.early:
             return pair
         self._count_wrong(record, pair, at)
@@ -408,7 +412,7 @@ class Ledger:
             soon = back - edge.at <= _UNDER_WAY or self._is_unsure(pair, edge, min(back, at))
             if edge.online != pair.online and soon:
                 upto -= 1  # the two are judged together
-        return self._judge(record, pair, upto)._replace(since=at)
+        return self._judge(record, pair, upto)._replace(since=at, owed=pair.owed or pair.next < upto)
 
     def _after(
         self, record: _User, pair: _Pair, online: bool, version: int, snapshot: bool, at: float
@@ -416,16 +420,16 @@ class Ledger:
         """The pair after a state with a new version was told, and the edge that it is about, if any."""
         same = [n for n in range(pair.next, record.end) if record.edges[n - record.base].online == online]
         if same:
-            # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order.
-            n = next((n for n in same if at - record.edges[n - record.base].at <= self._late), same[0])
+            # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order;
+            # so it is if it was a moment ago.
+            behind = -inf < pair.about < pair.silent - self._late and at - pair.silent <= self._late
+            n = next((n for n in same if behind or at - record.edges[n - record.base].at <= self._late), same[0])
             n = self._by_version(record, n, version)
             record.believe(version, n)
             self._judge(record, pair, n)
             edge = record.edges[n - record.base]
             self._receive(edge, at)
             return _Pair(n + 1, online, version, at, silent=at, about=edge.at), edge
-        if pair.owed and online != pair.online and not snapshot:
-            return self._after_all(record, pair, version, at)
         if online == pair.online and (snapshot or (online == record.heard and pair.next == record.end)):
             self._result.duplicated += not snapshot
             return pair._replace(version=version, since=at, untold=0, silent=at), None
@@ -433,20 +437,12 @@ class Ledger:
         self._judge(record, pair, record.end)
         if online == record.heard:
             self._result.late += not snapshot
-            return _Pair(record.end, online, version), None
+            about = record.edges[-1] if pair.owed and record.edges else None
+            if about is not None and not snapshot:
+                self._time(about, at)
+            return _Pair(record.end, online, version), about
         record.believe(version, record.end)
         return _Pair(record.end, online, version, at, early=True), Edge(at, online, EARLY, at)
-
-    def _after_all(self, record: _User, pair: _Pair, version: int, at: float) -> tuple[_Pair, Edge | None]:
-        """The pair after a notice came that had been judged missing, and the edge, if it is still known."""
-        self._result.missing -= 1
-        self._result.received += 1
-        self._result.late += 1
-        online = not pair.online
-        edge = next((edge for edge in record.edges[: pair.next - record.base][::-1] if edge.online == online), None)
-        if edge is not None:
-            self._time(edge, at)
-        return _Pair(pair.next, online, version, at, silent=at), edge
 
     def _by_version(self, record: _User, n: int, version: int) -> int:
         """The edge of which others were told with this version; `n` if that is not a later one of the same kind.
@@ -483,7 +479,7 @@ class Ledger:
         if pair.next >= upto:
             return pair
         edges = record.edges[pair.next - record.base : upto - record.base]
-        untold, silent, owed = pair.untold, pair.silent, pair.owed
+        untold, silent = pair.untold, pair.silent
         for i, edge in enumerate(edges):
             back = edges[i + 1].at if i + 1 < len(edges) else inf
             # A burst may be told as what it comes to; ten changes and more that take longer are no burst.
@@ -497,9 +493,8 @@ class Ledger:
                 self._result.cancelled += 1
             else:
                 self._result.missing += 1
-                owed = True
             self._result.expected += 1
-        return pair._replace(next=upto, untold=untold, silent=silent, owed=owed)
+        return pair._replace(next=upto, untold=untold, silent=silent)
 
     def _is_unsure(self, pair: _Pair, edge: Edge, back: float) -> bool:
         """The last word may have been about the way `back` from `edge`: just made then, or not known here yet.
@@ -567,6 +562,8 @@ class Ledger:
             record = self._users[user]
             if record.sessions.get(session) != end:
                 continue  # a beat kept it, or it ended otherwise
+            if how != "expiry":
+                del record.sessions[session]  # its connection is gone: nothing revives it
             self._edge(user, record, end, how)
 
     def _user(self, user: str) -> _User:

@@ -48,8 +48,8 @@ class Source(Protocol):
     def settle(self) -> None:
         """No more changes from now on."""
 
-    def take(self) -> tuple[LedgerResult, Counter[str]]:
-        """What came of it since the last call."""
+    def take(self, *, last: bool = False) -> tuple[LedgerResult, Counter[str]]:
+        """What came of it since the last call; the `last` call is when nothing more is awaited."""
 
     def look(self) -> Mapping[str, float]:
         """Figures of this second, by the name of their series."""
@@ -158,7 +158,7 @@ class Recording:
         if self._settled:
             return None
         self._settled = last
-        self._cut()
+        self._cut(last=last)
         parts, self._parts = self._parts, {}
         points, self._points = self._points, []
         faults, self._faults = self._faults, []
@@ -174,10 +174,10 @@ class Recording:
             "faults": faults,
         }
 
-    def _cut(self) -> None:
+    def _cut(self, *, last: bool = False) -> None:
         part = self._parts.setdefault(self._phase, Part())
         for source in self._sources:
-            ledger, counts = source.take()
+            ledger, counts = source.take(last=last)
             part.ledger += ledger
             part.counts += counts
         part.metrics.merge(self.metrics.take())

@@ -37,7 +37,7 @@ LEDGER = {
     "ghost_seconds": "Shown online after the truth was offline, summed over all watchers",
     "false_offline_seconds": "Shown offline while beating, summed over all watchers",
 }
-KINDS = {"lost": "loss", "revived": "revival", "drained": "drain"}
+KINDS = {"lost": "loss", "revived": "revival", "shortened": "shortened lease"}
 """What had happened, in the ledger's word and as a noun."""
 
 FAULTS = {"contradicted", "late", "missing", "duplicated", "out_of_order", "unexpected", "false_offline_seconds"}

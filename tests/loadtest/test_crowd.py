@@ -166,11 +166,11 @@ def test_a_server_that_is_behind_shows_by_how_much(stage):
 def test_a_notice_that_was_given_up_is_timed_in_full(stage):
     stage.to(1)
     stage.crowd.sign_off(stage.star, stage.engine.now())
-    stage.to(8)
+    stage.to(62)
     assert stage.crowd.ledger.take(stage.engine.now()).missing == 1
-    stage.to(10)
+    stage.to(65)
     stage.told(False)
-    assert stage.take() == {"PUSH offline": [9.0]}
+    assert stage.take() == {"PUSH offline": [64.0]}
 
 
 def test_what_is_about_no_change_is_not_timed(stage):

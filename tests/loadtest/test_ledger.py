@@ -421,15 +421,15 @@ def test_a_second_session_keeps_the_user_online(ledger):
 
 
 def test_a_planned_stop_changes_nothing_for_who_is_back_in_time(ledger):
-    ledger.session_ended("u", "s", 25.0, "drained")
+    ledger.session_ended("u", "s", 25.0, "shortened")
     ledger.session_opened("u", "s2", 20.0)
     ledger.session_opened("v", "s", 20.0)
     ledger.watching("w", "v", 21.0, True)
-    ledger.session_ended("v", "s", 36.0, "drained")
+    ledger.session_ended("v", "s", 36.0, "shortened")
     ledger.told("w", "v", False, 9, False, 36.1)
     result = ledger.close(50.0)
     assert (result.received, faults(result)) == (1, {})
-    assert result.notice["drained"].max() == pytest.approx(100, rel=1e-3)
+    assert result.notice["shortened"].max() == pytest.approx(100, rel=1e-3)
 
 
 def test_a_change_may_be_told_before_the_client_has_read_connected(ledger):
@@ -580,34 +580,81 @@ def test_a_watcher_that_leaves_long_after_a_change_was_owed_it(ledger):
     assert faults(ledger.close(30.0)) == {"missing": 1}
 
 
+def test_what_is_late_is_missing_when_nothing_more_is_awaited(ledger):
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    assert faults(ledger.take(16.0)) == {}
+    ledger.session_opened("u", "s", 16.5)
+    assert faults(ledger.take(20.0, last=True)) == {"missing": 1}
+
+
 def test_what_comes_after_it_was_judged_missing_is_late(ledger):
     ledger.session_ended("u", "s", 10.0, "disconnect")
-    assert faults(ledger.take(12.0)) == {}
-    assert faults(ledger.take(16.0)) == {"missing": 1}
-    ledger.told("w", "u", False, 2, False, 17.0)
-    result = ledger.close(20.0)
-    assert (result.missing, result.late, result.received) == (-1, 1, 1)
+    assert faults(ledger.take(69.0)) == {}
+    assert faults(ledger.take(71.0)) == {"missing": 1}
+    ledger.told("w", "u", False, 2, False, 72.0)
+    assert faults(ledger.close(80.0)) == {"late": 1}
 
 
-def test_in_all_nothing_is_missing_that_came_however_late(ledger):
+@pytest.mark.parametrize(("every", "delay"), [(7.0, 5.5), (20.0, 16.0), (7.0, 40.0)])
+def test_however_late_all_are_told_nothing_is_missing(ledger, every, delay):
+    """They are told in order, while every 3 s is taken what came of it."""
+    changes = [(10.0 + every * n, n) for n in range(8)]
+    calls = [(at, "flip", n) for at, n in changes] + [(at + delay, "told", n) for at, n in changes]
+    calls += [(3.0 * n, "take", 0) for n in range(1, 70)]
     total = LedgerResult()
-    ledger.session_ended("u", "s", 10.0, "disconnect")
-    ledger.session_opened("u", "s", 17.0)
-    total += ledger.take(24.0)
-    assert (total.missing, total.cancelled) == (1, 1)
-    # Two changes, told when both were given up, and the state that is told first is not so any more.
-    ledger.told("w", "u", False, 2, False, 25.0)
-    ledger.told("w", "u", True, 3, False, 25.5)
-    total += ledger.close(40.0)
-    assert faults(total) == {"late": 2}
-    assert (total.expected, total.received, total.cancelled) == (2, 1, 1)
+    for at, what, n in sorted(calls):
+        if what == "flip":
+            flip(ledger, n, at)
+        elif what == "told":
+            ledger.told("w", "u", n % 2 == 1, 2 + n, False, at)
+        else:
+            total += ledger.take(at)
+    assert faults(total) == {"late": 8}
+    assert total.received == total.expected == 8
+    assert sum(len(one) for one in total.notice.values()) == 8
 
 
-def test_a_lie_is_not_what_was_missing(ledger):
+def test_a_server_that_was_behind_has_told_all_when_it_is_not_any_more(ledger):
+    """The third change was made a moment ago, but what is told is still the first and the second."""
+    for n, at in enumerate((10.0, 17.0, 24.0, 31.0)):
+        flip(ledger, n, at)
+    for n in range(4):
+        ledger.told("w", "u", n % 2 == 1, 2 + n, False, 32.0 + n / 10)
+    result = ledger.close(50.0)
+    assert faults(result) == {"late": 3}
+    assert (result.received, result.expected) == (4, 4)
+
+
+def test_half_of_what_was_given_up_is_not_all_of_it(ledger):
     ledger.session_ended("u", "s", 10.0, "disconnect")
-    assert faults(ledger.take(16.0)) == {"missing": 1}
-    ledger.told("w", "u", True, 2, False, 17.0)
-    assert faults(ledger.close(30.0)) == {"unexpected": 1}
+    ledger.session_opened("u", "s", 13.0)
+    total = ledger.take(24.0)
+    ledger.told("w", "u", False, 2, False, 26.0)
+    total += ledger.close(100.0)
+    assert faults(total) == {"late": 1, "missing": 1}
+
+
+def test_what_was_lost_is_not_paid_for_by_a_later_notice_that_came_early(ledger):
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    ledger.session_opened("u", "s", 13.0)
+    total = ledger.take(24.0) + ledger.take(90.0)
+    assert faults(total) == {"missing": 1}
+    ledger.told("w", "u", False, 4, False, 300.1)
+    ledger.session_ended("u", "s", 300.12, "disconnect")
+    result = ledger.close(320.0)
+    assert faults(result) == {}
+    assert result.received == 1
+
+
+@pytest.mark.parametrize("at", [30.0, 3600.0])
+def test_a_lie_is_not_what_was_lost(ledger, at):
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    ledger.session_opened("u", "s", 11.5)
+    total = ledger.take(at - 6)
+    ledger.told("w", "u", True, 5, False, at - 5)
+    ledger.told("w", "u", False, 6, False, at)
+    total += ledger.close(4000.0)
+    assert faults(total).get("unexpected") == 1
 
 
 def test_a_state_from_rest_is_compared_with_the_truth(ledger):
@@ -667,9 +714,16 @@ def test_a_change_costs_the_same_whoever_watches():
 # Rare, but each has its rule.
 
 
+def test_what_has_ended_with_its_connection_is_not_revived(ledger):
+    ledger.session_ended("u", "s", 20.0, "shortened")
+    ledger.told("w", "u", False, 2, False, 20.1)
+    ledger.beat("u", "s", 30.0)
+    assert ledger.close(40.0).expected == 1
+
+
 def test_a_drain_does_not_lengthen_a_lease(ledger):
     ledger.session_ended("u", "s", 20.0, "expiry")
-    ledger.session_ended("u", "s", 30.0, "drained")
+    ledger.session_ended("u", "s", 30.0, "shortened")
     ledger.told("w", "u", False, 2, False, 20.1)
     assert set(ledger.close(40.0).notice) == {"expiry"}
 
@@ -736,7 +790,7 @@ def test_a_lease_may_end_early_by_what_it_was_rounded_by(ledger, early, unexpect
 
 
 def test_a_drain_that_is_guessed_may_end_early_by_more(ledger):
-    ledger.session_ended("u", "s", 25.0, "drained")
+    ledger.session_ended("u", "s", 25.0, "shortened")
     ledger.told("w", "u", False, 2, False, 24.1)
     assert faults(ledger.close(40.0)) == {}
 
@@ -828,11 +882,11 @@ def test_what_puts_a_lie_right_is_about_no_edge(ledger, settled):
 
 def test_a_notice_given_up_is_about_its_edge_and_timed_in_full(ledger):
     ledger.session_ended("u", "s", 10.0, "disconnect")
-    assert ledger.take(16.0).missing == 1
-    assert ledger.told("w", "u", False, 2, False, 17.0) == Edge(10.0, False, "disconnect", 10.0)
-    result = ledger.close(30.0)
-    assert (result.missing, result.late) == (-1, 1)
-    assert result.notice["disconnect"].max() == pytest.approx(7000, rel=1e-3)
+    assert ledger.take(71.0).missing == 1
+    assert ledger.told("w", "u", False, 2, False, 72.0) == Edge(10.0, False, "disconnect", 10.0)
+    result = ledger.close(80.0)
+    assert faults(result) == {"late": 1}
+    assert result.notice["disconnect"].max() == pytest.approx(62_000, rel=1e-3)
 
 
 @pytest.mark.parametrize(("every", "behind"), [(0.5, 3.0), (2.0, 3.0), (2.0, 4.5), (3.0, 4.9)])
