@@ -164,6 +164,12 @@ def load_target(path: str | Path) -> Target:
         raise TargetError(f"{path}: {error}") from error
 
 
+def _lease(top: _Table) -> float:
+    if top.number("grace", 0.0, above=None):
+        raise ValueError("grace: the cases need a server with none, as it is by default")
+    return top.number("lease", 60.0, above=0)
+
+
 def _slack(top: _Table) -> float:
     most = MOST_SLACK * top.number("lease", 60.0, above=0)
     slack = top.number("slack", min(1.0, most), above=None)
@@ -197,7 +203,7 @@ def _target(file: str, raw: dict[str, Any]) -> Target:
         file=file,
         conformance=Class(top.choice("class", [one.value for one in Class])),
         instances=[_instance(one, at) for at, one in enumerate(top.take("instances", list, []), 1)],
-        lease=top.number("lease", 60.0, above=0),
+        lease=_lease(top),
         slack=_slack(top),
         policy=top.choice("policy", ["anyone", "contacts"], "anyone"),
         unsupported=frozenset(top.choices("unsupported", FEATURES)),

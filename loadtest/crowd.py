@@ -35,7 +35,7 @@ _HEARTBEAT = {"destination": "/app/heartbeat"}
 _OFFLINE = {
     "lost": "PUSH offline-by-loss",
     "expiry": "PUSH offline-by-expiry",
-    "shortened": "PUSH offline-by-expiry",  # what a planned stop left of the lease has ended
+    "shortened": "PUSH offline-by-expiry",  # what a planned stop or a loss left of the lease has ended
 }
 """Metric of a change to offline, by what made it; of any other, PUSH offline."""
 
@@ -307,7 +307,10 @@ class Crowd:
         now = self.engine.now()
         self._count_unanswered(session, now - self._late)
         self.ledger.watcher_gone(session.user, now)
-        self.ledger.session_ended(session.user, str(session.visit), now, how, intended)
+        if how == "lost":
+            self._lost(session, now, intended)
+        else:
+            self.ledger.session_ended(session.user, str(session.visit), now, how, intended)
         if how == "disconnect":
             conn.close()
         else:
@@ -373,6 +376,16 @@ class Crowd:
     def _may_expire(self, session: Session) -> None:
         end = session.beat_at + self.target.lease
         self.ledger.session_ended(session.user, str(session.visit), end, "expiry")
+
+    def _lost(self, session: Session, at: float, intended: float | None = None) -> None:
+        if self.target.grace:
+            self._shortened(session, at + self.target.grace)
+        else:
+            self.ledger.session_ended(session.user, str(session.visit), at, "lost", intended)
+
+    def _shortened(self, session: Session, end: float) -> None:
+        end = min(end, session.beat_at + self.target.lease)
+        self.ledger.session_ended(session.user, str(session.visit), end, "shortened")
 
     # Connecting.
 
@@ -501,15 +514,14 @@ class Crowd:
         if session is None:
             return
         session.conn = conn.owner = None
-        user, visit = session.user, str(session.visit)
         self.counts[f"closed: {code_or_reason}"] += 1
-        self.ledger.watcher_gone(user, at)
+        self.ledger.watcher_gone(session.user, at)
         planned = self._sheltered and code_or_reason == "1001"
         self._count_unanswered(session, -inf if planned else inf)
         if code_or_reason == "1001":
-            self.ledger.session_ended(user, visit, min(at + DRAIN, session.beat_at + self.target.lease), "shortened")
+            self._shortened(session, at + max(DRAIN, self.target.grace))
         elif code_or_reason.isdigit():
-            self.ledger.session_ended(user, visit, at, "lost")
+            self._lost(session, at)
         else:
             # The server was killed, as far as one can see from here: then it is the lease that ends the session.
             self._may_expire(session)

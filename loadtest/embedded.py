@@ -104,7 +104,8 @@ class Embedded:
             )
         self.target.touch(mode=0o600)
         self.target.write_text(
-            f'lease = {self.lease}\n[[instances]]\nhttp = "{self.http}"\n[token]\nsecret = "{self._secret}"\n'
+            f"lease = {self.lease}\ngrace = {self.settings.get('grace_seconds', 0)}\n"
+            f'[[instances]]\nhttp = "{self.http}"\n[token]\nsecret = "{self._secret}"\n'
         )
         self._until_ready()
         return self

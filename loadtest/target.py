@@ -24,8 +24,8 @@ TARGET = "LOADTEST_TARGET"
 SECRET = "LOADTEST_SECRET"  # noqa: S105 (the name of the variable)
 """Environment variable: the secret of the server, where no file names one."""
 
-LEASE = "LOADTEST_LEASE"
-"""Environment variable: the lease of the server in s, where no file names one."""
+LEASE, GRACE = "LOADTEST_LEASE", "LOADTEST_GRACE"
+"""Environment variables: the lease and the grace of the server in s, where no file names them."""
 
 PLACES = ("authorization", "passcode", "upgrade")
 """Where a client shows its token: a header of CONNECT, the other header of CONNECT, or one of the HTTP upgrade."""
@@ -57,6 +57,8 @@ class Target:
 
     instances: Sequence[Instance]
     lease: float = 60.0
+    grace: float = 0.0
+    """How long a lost connection may be away before its session ends."""
     secret: str | None = field(default=None, repr=False)
     command: Sequence[str] = ()
     """Prints a token on its standard output; `{user}` stands for the user's id."""
@@ -73,6 +75,7 @@ class Target:
             "instances": [one.http for one in self.instances],
             "path": self.instances[0].path,
             "lease_seconds": self.lease,
+            "grace_seconds": self.grace,
             "token": self.token_in,
         }
 
@@ -121,7 +124,8 @@ def load(path: str | Path | None = None, *, host: str | None = None) -> Target:
     """
     path = path or os.environ.get(TARGET) or None
     if path is None:
-        raw: dict[str, Any] = {"lease": _lease(), "token": {"secret": os.environ.get(SECRET)}}
+        times = {"lease": _seconds(LEASE, "60"), "grace": _seconds(GRACE, "0")}
+        raw: dict[str, Any] = {**times, "token": {"secret": os.environ.get(SECRET)}}
         if host is None:
             raise TargetError(f"no server is named: give a target file (--target, or {TARGET}), or --host http://…")
         if not os.environ.get(SECRET):
@@ -139,12 +143,12 @@ def load(path: str | Path | None = None, *, host: str | None = None) -> Target:
         raise TargetError(f"{path}: {error}") from None
 
 
-def _lease() -> float:
-    text = os.environ.get(LEASE) or "60"
+def _seconds(name: str, default: str) -> float:
+    text = os.environ.get(name) or default
     try:
         return float(text)
     except ValueError:
-        raise TargetError(f"{LEASE}: {text!r} is no number of seconds") from None
+        raise TargetError(f"{name}: {text!r} is no number of seconds") from None
 
 
 def _target(file: str | None, raw: Mapping[str, Any], host: str | None) -> Target:
@@ -160,6 +164,9 @@ def _target(file: str | None, raw: Mapping[str, Any], host: str | None) -> Targe
     lease = _take(raw, "lease", (int, float), 60.0)
     if not 0 < lease < float("inf"):
         raise TargetError("lease: must be a number of seconds above 0")
+    grace = _take(raw, "grace", (int, float), 0.0)
+    if not 0 <= grace < float("inf"):
+        raise TargetError("grace: must be a number of seconds, 0 or more")
     secret, command = _take(token, "secret", str, None, "token."), _take(token, "command", list, [], "token.")
     if (secret is None) == (not command):
         raise TargetError("token: give either 'secret' or 'command'")
@@ -175,6 +182,7 @@ def _target(file: str | None, raw: Mapping[str, Any], host: str | None) -> Targe
             _instance(one, "--host" if host else f"instances[{at}]", path) for at, one in enumerate(described, 1)
         ],
         lease=float(lease),
+        grace=float(grace),
         secret=secret,
         command=command,
         claims=_take(token, "claims", dict, {}, "token."),

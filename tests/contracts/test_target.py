@@ -44,6 +44,7 @@ def test_a_target_is_read_with_its_defaults(tmp_path):
         ("laese = 2", TOKEN, "laese: is unknown"),
         ('lease = "2"', TOKEN, "lease: must be a number"),
         ("lease = 0", TOKEN, "lease: must be above 0"),
+        ("lease = 2\ngrace = 5", TOKEN, "grace: the cases need a server with none"),
         ("parallel = true", TOKEN, "parallel: must be an integer"),
         ('policy = "all"', TOKEN, "policy: 'all' is none of"),
         ('unsupported = ["luck"]', TOKEN, "unsupported: 'luck' is none of"),

@@ -86,12 +86,12 @@ class FakeMetrics:
 class Stage:
     """`star`, whom `fan` watches: session 0 and session 1."""
 
-    def __init__(self):
+    def __init__(self, grace=0.0):
         self.engine = cast(Any, FakeEngine())
         self.metrics = cast(Any, FakeMetrics())
         self.crowd = Crowd(
             self.engine,
-            Target(instances=[Instance("http://h", "h", 1, "/ws")], lease=LEASE, secret="s" * 32),
+            Target(instances=[Instance("http://h", "h", 1, "/ws")], lease=LEASE, grace=grace, secret="s" * 32),
             Ledger(late=LATE),
             self.metrics,
             ["star", "fan"],
@@ -135,10 +135,9 @@ class Stage:
         return taken
 
 
-@pytest.fixture
-def stage():
+def begun(**settings):
     """The star has come, and the fan's watch is confirmed."""
-    stage = Stage()
+    stage = Stage(**settings)
     stage.come(stage.star)
     stage.come(stage.fan)
     body = {"userId": "star", "online": True, "version": next(stage.versions), "snapshot": True}
@@ -146,6 +145,11 @@ def stage():
     stage.receipt(stage.fan, "w")
     stage.take()
     return stage
+
+
+@pytest.fixture
+def stage():
+    return begun()
 
 
 def test_a_server_that_is_behind_shows_by_how_much(stage):
@@ -309,6 +313,42 @@ def test_who_lost_its_connection_is_timed_until_it_is_back(stage):
     took = stage.engine.now() - tried
     assert START + 1 <= tried <= START + 2
     assert stage.take() == {"WS connect": [took], "STOMP CONNECTED": [took], "STOMP back": [3.0]}
+
+
+@pytest.mark.parametrize(("lost", "told"), [("here", 5.01), ("there", 5.01), ("there", 4.97)])
+def test_with_a_grace_a_lost_connection_ends_the_session_later(lost, told):
+    """What the server has closed it may have closed some time before that was read here."""
+    stage = begun(grace=4.0)
+    stage.to(1)
+    if lost == "here":
+        stage.crowd.leave(stage.star, stage.engine.now(), "lost")
+    else:
+        stage.crowd.quiet = True  # it does not come back
+        stage.closed(stage.star, "1011")
+    stage.to(told)
+    stage.told(False)
+    assert stage.take() == ({"PUSH offline-by-expiry": [0.01]} if told > 5 else {})
+    result = stage.crowd.ledger.close(START + 20)
+    assert (result.expected, result.received, result.late, result.unexpected) == (1, 1, 0, 0)
+
+
+def test_who_is_back_within_the_grace_was_never_offline():
+    stage = begun(grace=4.0)
+    stage.to(1)
+    stage.crowd.leave(stage.star, stage.engine.now(), "lost")
+    stage.to(4)
+    stage.come(stage.star)
+    stage.to(9)
+    assert stage.crowd.ledger.close(START + 9).expected == 0
+
+
+def test_the_grace_makes_no_lease_longer():
+    stage = begun(grace=3 * LEASE)
+    stage.to(1)
+    stage.crowd.leave(stage.star, stage.engine.now(), "lost")
+    stage.to(LEASE + 0.01)
+    stage.told(False)
+    assert stage.take() == {"PUSH offline-by-expiry": [0.01]}
 
 
 def unanswered(stage):

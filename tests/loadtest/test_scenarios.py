@@ -137,6 +137,20 @@ async def test_a_scenario_runs_alone_and_loses_nothing(scenario, server, tmp_pat
         assert run.steps[0].held == run.steps[0].sessions == SESSIONS
 
 
+async def test_a_server_that_waits_for_lost_connections_is_judged_by_its_grace(tmp_path, monkeypatch):
+    """They are shown as offline a second later; that is neither late nor false."""
+    monkeypatch.setenv("LOADTEST_GRACE", "1")
+    options = ("--stay", 2, "--away", 1.5, "--late", 0.5)
+    async with running(lease_seconds=LEASE, grace_seconds=1) as server:
+        code, said, run = await to_end("churn", *options, server=server, folder=tmp_path, seconds=6)
+    assert code == 0, said
+    assert run is not None
+    assert_all_told(run)
+    assert run.steps[0].ledger["late"] == 0
+    assert "PUSH offline-by-expiry" in recorded(run.steps[0])
+    assert "PUSH offline-by-loss" not in recorded(run.steps[0])
+
+
 async def test_a_planned_restart_of_the_server_goes_unnoticed(tmp_path):
     server = ServerProcess(lease_seconds=8)
     try:

@@ -34,7 +34,7 @@ kill-instance = ["true"]
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch):
-    for name in ("LOADTEST_TARGET", "LOADTEST_SECRET", "LOADTEST_LEASE"):
+    for name in ("LOADTEST_TARGET", "LOADTEST_SECRET", "LOADTEST_LEASE", "LOADTEST_GRACE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -117,11 +117,12 @@ def test_the_secret_is_not_shown(write):
 def test_an_address_and_the_environment_do_without_a_file(monkeypatch):
     monkeypatch.setenv("LOADTEST_SECRET", SECRET)
     monkeypatch.setenv("LOADTEST_LEASE", "5")
+    monkeypatch.setenv("LOADTEST_GRACE", "1.5")
 
     target = load(host="http://127.0.0.1:8080")
 
     assert target.instances == [Instance("http://127.0.0.1:8080", "127.0.0.1", 8080, "/ws")]
-    assert target.lease == 5.0
+    assert (target.lease, target.grace) == (5.0, 1.5)
     assert jwt.decode(target.token("ann"), SECRET, algorithms=["HS256"])["sub"] == "ann"
 
 
@@ -146,6 +147,7 @@ def test_sockjs_is_entered_where_it_takes_plain_websockets(write):
         ("secret =", "secrets =", "token: give either 'secret' or 'command'"),
         ("lease = 2", "lease = 0", "lease: must be a number of seconds above 0"),
         ("lease = 2", "lease = true", "lease: must be a number"),
+        ("lease = 2", "lease = 2\ngrace = -1", "grace: must be a number of seconds, 0 or more"),
         ("http://127.0.0.1:8080", "https://127.0.0.1:8080", "instances[1]: TLS is not spoken here"),
         ("http://127.0.0.1:8080", "127.0.0.1:8080", "instances[1].http: '127.0.0.1:8080/base/' is no URL"),
         ("ws://localhost:9000", "ws://localhost:90000", "instances[2].websocket: 'ws://localhost:90000' is no URL"),
