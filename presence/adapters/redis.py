@@ -21,7 +21,7 @@ from redis.exceptions import AskError, NoScriptError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from presence.adapters.lane import Command, Kind, Lane
-from presence.adapters.patience import patience
+from presence.adapters.patience import Patience
 from presence.adapters.redis_servers import Node, Servers
 from presence.core.model import Change, Reason, Session, Status
 from presence.ports import Reading, StoreUnavailable, Sweep
@@ -195,7 +195,7 @@ class RedisStore:
         now = asyncio.get_running_loop().time
         waited = False
         try:
-            async with patience(limit):
+            async with Patience(limit):
                 node = node or await self._servers.found(keys.partition)
                 waited, began = True, now()
                 async with nullcontext() if blocks else node.turns:

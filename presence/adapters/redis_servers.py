@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from presence.adapters.patience import patience
+from presence.adapters.patience import Patience
 from presence.core import redis_url
 from presence.ports import Health
 
@@ -117,7 +117,7 @@ class Servers:
         return {
             "timeout": self._timeout,
             "socket_timeout": None,  # `_asking` has one; this uses `wait_for`, which in 3.11 may lose a cancellation
-            "socket_connect_timeout": self._timeout,
+            "socket_connect_timeout": 5 * self._timeout,  # where `Patience` does not rule: it gives a busy loop time
             "decode_responses": True,
             "retry": Retry(NoBackoff(), 0),  # we know better what may be sent twice
             # With them, the pool hands out connections that the server has closed meanwhile.
@@ -236,7 +236,7 @@ class Servers:
 
         async def answer(client: Any, address: Address, *command: str) -> tuple[Address, Any] | None:
             try:
-                async with patience(min(LOOK_LIMIT, self._timeout)):
+                async with Patience(min(LOOK_LIMIT, self._timeout)):
                     return address, await client.execute_command(*command)
             except (RedisError, OSError, TimeoutError) as error:
                 reason = str(error) or "no answer in time"

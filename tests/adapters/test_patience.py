@@ -7,24 +7,35 @@ import time
 
 import pytest
 
-from presence.adapters.patience import LOOKS, patience
+from presence.adapters.patience import LOOKS, Patience
 
 
 async def test_who_has_time_to_look_gives_up():
-    with pytest.raises(TimeoutError):
-        async with patience(0.1):
-            await asyncio.wait_for(asyncio.Event().wait(), 5)
+    async with asyncio.timeout(5) as long:
+        with pytest.raises(TimeoutError):
+            async with Patience(0.1):
+                await asyncio.Event().wait()
+    assert not long.expired()
 
 
 async def test_what_is_done_in_time_is_left_alone():
-    async with patience(0.1):
+    wrong = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+    async with Patience(0.1):
         await asyncio.sleep(0)
     await asyncio.sleep(0.2)
+    assert wrong == []
+
+
+async def test_an_error_of_the_work_goes_through():
+    with pytest.raises(TimeoutError, match="of its own"):
+        async with Patience(5):
+            raise TimeoutError("of its own")
 
 
 async def test_a_cancellation_goes_through():
     async def wait() -> None:
-        async with patience(5):
+        async with Patience(5):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(wait())
@@ -45,7 +56,7 @@ async def test_each_turn_of_a_loop_that_is_busy_counts_as_one_look(turns, in_tim
 
     loop.call_soon(be_busy, turns)
     try:
-        async with patience(0.05):
+        async with Patience(0.05):
             await answer.wait()
     except TimeoutError:
         assert not in_time

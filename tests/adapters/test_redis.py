@@ -856,6 +856,22 @@ async def test_an_answer_that_comes_while_nothing_is_read_is_in_time(deployment)
     assert (store.health.state, store.health.since) == ("up", since)
 
 
+async def test_who_is_busy_has_the_time_to_connect(deployment):
+    """Each turn of the loop takes half of the time limit, and to connect takes a dozen."""
+    store = await deployment.instance(timeout=0.2)
+    await store._servers.close()  # all connections
+    since, loop, asked = store.health.since, asyncio.get_running_loop(), asyncio.create_task(store.read(["alice"]))
+
+    def be_busy() -> None:
+        if not asked.done():
+            time.sleep(0.1)
+            loop.call_soon(be_busy)
+
+    loop.call_soon(be_busy)
+    assert not (await asked).statuses["alice"].online
+    assert (store.health.state, store.health.since) == ("up", since)
+
+
 async def test_of_a_connect_whose_outcome_is_unknown_nothing_is_left(deployment):
     """DESIGN §3.5: "A connect whose outcome is unknown (time-out …) is followed by an end until that is answered"."""
     store = await deployment.instance(timeout=1.0)
