@@ -17,10 +17,12 @@ _RANGE = re.compile(  # RFC 9110 §12.5.4 and §12.4.2: a language range with an
 
 def last_active_ago(last_active_ms: int, now_ms: int, language: Language) -> str:
     """Return ``2 giờ trước`` or ``2 hours ago``, rounded down. Both moments are Unix epoch in ms."""
-    for unit_ms, vi, en in _UNITS:
-        count = (now_ms - last_active_ms) // unit_ms
-        if count > 0:
-            return f"{count} {vi} trước" if language == "vi" else f"{count} {en}{'s' * (count > 1)} ago"
+    ago_ms = now_ms - last_active_ms
+    if ago_ms >= _UNITS[-1][0]:
+        for unit_ms, vi, en in _UNITS:
+            count = ago_ms // unit_ms
+            if count > 0:
+                return f"{count} {vi} trước" if language == "vi" else f"{count} {en}{'s' * (count > 1)} ago"
     return "vừa xong" if language == "vi" else "just now"  # clocks that disagree make no future either
 
 
