@@ -3,7 +3,7 @@
 A mutant has a `name`; `says`, what this server does wrong; the `clauses` that it breaks; `edits`, each a `file` of
 `presence/` with an `old` text, which must occur exactly once in it, and the `new` one; and `caught-by`, the cases that
 are meant for it. Where it needs them: `settings` of the server by their names in lower case, `policy` (`anyone`),
-`instances` (1).
+`instances` (1); `slow`, if these cases take a minute or more.
 
     python -m tests.contracts.mutants [NAME…]          runs the cases meant for each, until one fails
     python -m tests.contracts.mutants --all [NAME…]    runs the whole suite on each: a case meant for it must be among
@@ -64,6 +64,7 @@ class Mutant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     policy: str = "anyone"
     instances: int = 1
+    slow: bool = False
 
     def patched(self) -> dict[Path, str]:
         """The new text of each file that the patch changes, by its path from the root of the project."""
@@ -175,7 +176,9 @@ async def verify(mutant: Mutant, *, whole: bool = False) -> Run:
     clauses, cases = suite()
     async with running(mutant) as target:
         only = () if whole else mutant.caught_by
-        return await runner.run(target, cases, clauses, only=only, fail_fast=not whole, probe=False)
+        return await runner.run(
+            target, cases, clauses, only=only, patient=mutant.slow, fail_fast=not whole, probe=False
+        )
 
 
 def caught(run: Run) -> list[Result]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.contracts.mutants import Mutant, caught, load_mutants, suite, verify
@@ -9,14 +11,31 @@ from tests.contracts.mutants import Mutant, caught, load_mutants, suite, verify
 MUTANTS = list(load_mutants().values())
 
 
-@pytest.mark.timeout(150)  # some texts change after a minute
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
-async def test_a_broken_server_is_caught(mutant: Mutant):
+def named(mutants: list[Mutant]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("mutant", mutants, ids=[mutant.name for mutant in mutants])
+
+
+async def catch(mutant: Mutant) -> None:
     assert mutant.caught_by, f"no case is meant for {mutant.name}: {mutant.says}"
     assert [result.case.id for result in caught(await verify(mutant))], mutant.says
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+@named([mutant for mutant in MUTANTS if not mutant.slow])
+async def test_a_broken_server_is_caught(mutant: Mutant):
+    await catch(mutant)
+
+
+@pytest.mark.timeout(180)
+async def test_those_that_only_time_tells_are_caught():
+    """Together: they wait for a minute and more."""
+    slow = [mutant for mutant in MUTANTS if mutant.slow]
+    assert slow
+    async with asyncio.TaskGroup() as tasks:
+        for mutant in slow:
+            tasks.create_task(catch(mutant))
+
+
+@named(MUTANTS)
 def test_its_patch_is_of_this_code(mutant: Mutant):
     """What the patch replaces occurs exactly once, and what is made of it can be read."""
     for path, text in mutant.patched().items():
