@@ -324,9 +324,11 @@ class Ledger:
         # Changes from before the last word that soon took each other back: what did not come soon after it will not
         # come. Of slower ones it may: then the server is behind.
         n = pair.next
-        while n + 1 < record.end and pair.since < at - _UNDER_WAY:
+        word = max(at - self._late, pair.silent if not pair.untold else -inf)
+        behind = max(0.0, pair.silent - pair.about) if pair.about > -inf and not pair.untold else 0.0
+        while n + 1 < record.end and word < at - _UNDER_WAY - behind:
             edge, opposite = record.edges[n - record.base : n + 2 - record.base]
-            if opposite.at >= min(pair.since, edge.at + _UNDER_WAY):
+            if opposite.at >= min(word, edge.at + _UNDER_WAY):
                 break
             n += 2
         pair = self._judge(record, pair, n)

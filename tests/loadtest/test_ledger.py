@@ -646,6 +646,14 @@ def test_what_was_lost_is_not_paid_for_by_a_later_notice_that_came_early(ledger)
     assert result.received == 1
 
 
+def test_a_lie_soon_after_a_loss_may_pass_for_what_was_lost(ledger):
+    """It cannot be known; the server is found to have lost one in any case."""
+    ledger.session_ended("u", "s", 10.0, "disconnect")
+    ledger.session_opened("u", "s", 30.0)
+    ledger.told("w", "u", False, 2, False, 30.1)
+    assert faults(ledger.close(90.0)) == {"late": 1, "missing": 1}
+
+
 @pytest.mark.parametrize("at", [30.0, 3600.0])
 def test_a_lie_is_not_what_was_lost(ledger, at):
     ledger.session_ended("u", "s", 10.0, "disconnect")
@@ -889,23 +897,38 @@ def test_a_notice_given_up_is_about_its_edge_and_timed_in_full(ledger):
     assert result.notice["disconnect"].max() == pytest.approx(62_000, rel=1e-3)
 
 
+@pytest.mark.parametrize("taken", [None, 0.9, 3.0])
 @pytest.mark.parametrize(("every", "behind"), [(0.5, 3.0), (2.0, 3.0), (2.0, 4.5), (3.0, 4.9)])
-def test_of_a_server_that_is_behind_each_notice_is_about_its_own_edge(ledger, every, behind):
+def test_of_a_server_that_is_behind_each_notice_is_about_its_own_edge(ledger, every, behind, taken):
     changes = [(10.0 + n * every, n % 2 == 1) for n in range(20)]
-    calls = [(at, False, n) for n, (at, _) in enumerate(changes)]
-    calls += [(at + behind, True, n) for n, (at, _) in enumerate(changes)]
-    for at, is_notice, n in sorted(calls):
+    calls = [(at, "change", n) for n, (at, _) in enumerate(changes)]
+    calls += [(at + behind, "notice", n) for n, (at, _) in enumerate(changes)]
+    calls += [(n * taken, "take", 0) for n in range(1, 80)] if taken else []
+    total = LedgerResult()
+    for at, what, n in sorted(calls):
         made, online = changes[n]
-        if is_notice:
-            assert ledger.told("w", "u", online, 2 + n, False, at) == Edge(
-                made, online, "connect" if online else "lost", made
-            )
+        if what == "take":
+            total += ledger.take(at)
+        elif what == "notice":
+            how = "connect" if online else "lost"
+            assert ledger.told("w", "u", online, 2 + n, False, at) == Edge(made, online, how, made)
         elif online:
             ledger.session_opened("u", "s", at)
         else:
             ledger.session_ended("u", "s", at, "lost")
-    result = ledger.close(100.0)
-    assert (result.received, faults(result)) == (20, {})
+    total += ledger.close(300.0)
+    assert (total.received, faults(total)) == (20, {})
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_short_absence_told_seconds_later_is_told(ledger, taken):
+    ledger.session_ended("u", "s", 10.0, "lost")
+    ledger.session_opened("u", "s", 10.5)
+    total = ledger.take(12.0) if taken else LedgerResult()
+    ledger.told("w", "u", False, 2, False, 14.0)
+    ledger.told("w", "u", True, 3, False, 14.5)
+    total += ledger.close(30.0)
+    assert (total.received, faults(total)) == (2, {})
 
 
 # One change has one version, whoever is told of it.
