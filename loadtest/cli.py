@@ -218,7 +218,7 @@ class _Ready:
             slo=self.slo,
             folder=self.folder,
             name=scenario,
-            facts={"processes": self.server.workers, "configuration": self.server.configuration} if self.server else {},
+            facts=self.server.facts if self.server else {},
         )
 
     def period(self, scenario: str) -> float:

@@ -69,9 +69,10 @@ class Embedded:
         return self._folder / "target.toml"
 
     @property
-    def configuration(self) -> dict[str, object]:
+    def facts(self) -> dict[str, object]:
         """What a report says of it; no secrets."""
-        return {"workers": self.workers, "lease_seconds": self.lease, "stores": "embedded", **self.settings}
+        configuration = {"workers": self.workers, "lease_seconds": self.lease, "stores": "embedded", **self.settings}
+        return {"file": "made for this run", "processes": self.workers, "configuration": configuration}
 
     def start(self) -> Self:
         """Start it, and return once it is ready.

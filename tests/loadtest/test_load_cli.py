@@ -166,6 +166,7 @@ def test_a_run_without_set_up_ends_with_its_report(tmp_path):
     assert "<svg" in html.read_text()
     assert run.ok and run.steps[0].counts["connected"] == 40 and run.steps[0].ledger["expected"] > 0
     assert run.target["configuration"]["workers"] == 1 and run.target["lease_seconds"] == 10
+    assert run.target["file"] == "made for this run", "what was removed with it helps nobody"
     assert run.steps[0].resources["server_rss_bytes"] > 10_000_000 and run.series["server_cpu_percent"]
     assert run.command.startswith("python -m loadtest run hold --sessions 40")
     assert "secret" not in data.read_text()
