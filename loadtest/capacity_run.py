@@ -51,7 +51,9 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
     for run, trial in used:
         if trial.kind == "storm":
             # As with the other steps: of what is beyond the limit it need not be known how much beyond.
-            findings += [("warning" if trial.step.breach else level, text) for level, text in run.validity]
+            seen, said = f"at {trial.sessions:,} sessions", f"in the storm of {trial.sessions:,} sessions"
+            told = [(level, text.replace(seen, said, 1)) for level, text in run.validity]
+            findings += [("warning" if trial.step.breach else level, text) for level, text in told]
     findings += [
         ("warning", f"At {one.sessions:,} sessions the run was not to be believed: {one.invalid}")
         for one in found.trials

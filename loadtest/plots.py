@@ -100,7 +100,7 @@ def _curves(run: Run) -> list[tuple[str, str, str, Distribution]]:
     for n, step in enumerate(steps):
         shade = SHADES if len(steps) == 1 else 1 + round(n * (SHADES - 1) / (len(steps) - 1))
         colour, style = ("bad", "--") if step.breach else (f"step{shade}", "-")
-        made.append((f"{step.sessions:,}" + (" (breach)" if step.breach else ""), colour, style, notices(step)))
+        made.append((step.label + (" (breach)" if step.breach else ""), colour, style, notices(step)))
     return made
 
 

@@ -75,6 +75,11 @@ class Step:
         return self.sessions if self.held is None else self.held
 
     @property
+    def label(self) -> str:
+        """What tells the step from others, for readers: `20,000`, `20,000, storm`."""
+        return f"{self.sessions:,}" + (f", {self.kind}" if self.kind != "step" else "")
+
+    @property
     def sessions_said(self) -> str:
         """How many were there, and of how many, for readers: `9,077 sessions of 10,000`."""
         of = f" of {self.sessions:,}" if self.present != self.sessions else ""

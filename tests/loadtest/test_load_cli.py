@@ -351,7 +351,8 @@ class TestCapacity:
         assert data["verdict"].startswith("2,000 sessions at 100 actions/s, notices within 10.0 ms"), data["verdict"]
         assert [step["sessions"] for step in data["steps"]] == [job.sessions for job in jobs]
         said = {text.partition(":")[0] for _, text in data["validity"]}
-        assert said == {f"at {job.sessions:,} sessions" for job in jobs}
+        where = {"steady": "at", "storm": "in the storm of"}
+        assert said == {f"{where[job.scenario]} {job.sessions:,} sessions" for job in jobs}
 
     def test_what_bounds_it_is_named_by_its_process(self, run):
         def change(job, run):

@@ -173,6 +173,13 @@ def test_a_search_does_not_differ_from_itself():
     assert report._marked(report._figures(run, run)) == []
 
 
+def test_steps_of_one_load_are_told_apart():
+    text = report.to_html(Run.load(Path(__file__).parents[2] / "docs/capacity/one-process.json"))
+    for label in ("19,000", "19,000, long hold", "19,000, storm"):
+        assert f'<th class="n">{label}</th>' in text
+        assert f"<summary>{label}: every metric" in text
+
+
 def test_steps_are_compared_with_those_of_their_kind():
     kinds = ("step", "long hold", "storm")
     a, b = (
