@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.fleet.checker import Report, check
+from tests.fleet.checker import UNREAD, Report, check
 from tests.fleet.world import LEASE, Service, Store, World
 from tests.support.redis_cluster import RedisClusterProcess
 from tests.support.redis_process import RedisProcess
@@ -133,6 +133,15 @@ async def primary_fails_over(world: World) -> None:
         await store.fail_over()
 
 
+async def fails_over_without_the_last_writes(world: World) -> None:
+    """The replica had got nothing for a while when the primary died."""
+    store = world.store
+    assert isinstance(store, SentinelProcess)
+    await store.hold_back()
+    await asyncio.sleep(UNREAD / 2)
+    await primary_fails_over(world)
+
+
 async def cassandra_away_at_the_start(world: World) -> None:
     """Every instance is started while it is away."""
     async with world.broken("cassandra", "killed"):
@@ -162,6 +171,9 @@ FAULTS: dict[str, Fault] = {
     "redis empty, instance killed": Fault(both(restarted("redis", 1.0, empty=True), instance_killed)),
     "redis frozen, instance killed": Fault(both(frozen("redis", 2 * LEASE), instance_killed)),
     "sentinel fails over": Fault(primary_fails_over, store=SentinelProcess),
+    "sentinel fails over, last writes lost, instance killed": Fault(
+        both(fails_over_without_the_last_writes, instance_killed), store=SentinelProcess
+    ),
     "cluster fails over": Fault(
         primary_fails_over,
         store=partial(RedisClusterProcess, replicas=True),

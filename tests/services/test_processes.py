@@ -109,15 +109,21 @@ async def test_a_replica_takes_over_from_a_primary_that_was_killed(start_cluster
     assert cluster.nodes[0].role() == "slave"
 
 
-async def test_a_replica_takes_over_under_sentinels(start_sentinel):
+@pytest.mark.parametrize("held_back", [False, True])
+async def test_a_replica_takes_over_under_sentinels(start_sentinel, held_back):
     sentinel: SentinelProcess = await start_sentinel()
     first = sentinel.primary()
     assert first is sentinel.servers[0]
     first.redis().set("key", "value")
     first.redis().wait(1, 2000)
+    if held_back:
+        await sentinel.hold_back()
+    first.redis().set("key", "newer")
+    if not held_back:
+        first.redis().wait(1, 2000)
     second = await sentinel.fail_over()
     assert second is sentinel.servers[1]
-    assert second.redis().get("key") == "value"
+    assert second.redis().get("key") == ("value" if held_back else "newer")
 
 
 async def test_a_redis_with_tls_lets_in_only_whom_it_knows(start_tls):
