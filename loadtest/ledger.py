@@ -121,6 +121,16 @@ class _Pair(NamedTuple):
     about: float = -inf
     """When the edge was made of which the watcher was told last, as is believed, and others followed; s."""
 
+    @property
+    def word(self) -> float:
+        """When the last word came, where that is known; s."""
+        return -inf if self.untold else self.silent
+
+    @property
+    def delay(self) -> float:
+        """How long after its edge the last word came, where that is known; s."""
+        return max(0.0, self.word - self.about) if self.about > -inf else 0.0
+
 
 _NEW: Final = _Pair(0, online=False, version=-1)
 _NOBODY: Final[Mapping[str, _Pair]] = MappingProxyType({})
@@ -321,17 +331,7 @@ class Ledger:
         self._unsettled.add(user)
         pair = self._resolved(record, pair, at, inf)
         self._count_wrong(record, pair, at)
-        # Changes from before the last word that soon took each other back: what did not come soon after it will not
-        # come. Of slower ones it may: then the server is behind.
-        n = pair.next
-        word = max(at - self._late, pair.silent if not pair.untold else -inf)
-        behind = max(0.0, pair.silent - pair.about) if pair.about > -inf and not pair.untold else 0.0
-        while n + 1 < record.end and word < at - _UNDER_WAY - behind:
-            edge, opposite = record.edges[n - record.base : n + 2 - record.base]
-            if opposite.at >= min(word, edge.at + _UNDER_WAY):
-                break
-            n += 2
-        pair = self._judge(record, pair, n)
+        pair = self._judge(record, pair, self._first_to_come(record, pair, at))
         pair, about = self._after(record, pair, online, version, snapshot, at)
         record.keep(watcher, pair)
         return None if snapshot else about
@@ -416,6 +416,20 @@ class Ledger:
                 upto -= 1  # the two are judged together
         return self._judge(record, pair, upto)._replace(since=at, owed=pair.owed or pair.next < upto)
 
+    def _first_to_come(self, record: _User, pair: _Pair, at: float) -> int:
+        """The first edge that may still be told, after those from before the last word that soon took each other back.
+
+        What did not come soon after that word will not come. Of slower ones it may: then the server is behind.
+        """
+        n = pair.next
+        word = max(at - self._late, pair.word)
+        while n + 1 < record.end and word < at - _UNDER_WAY - pair.delay:
+            edge, opposite = record.edges[n - record.base : n + 2 - record.base]
+            if opposite.at >= min(word, edge.at + _UNDER_WAY):
+                break
+            n += 2
+        return n
+
     def _after(
         self, record: _User, pair: _Pair, online: bool, version: int, snapshot: bool, at: float
     ) -> tuple[_Pair, Edge | None]:
@@ -424,7 +438,7 @@ class Ledger:
         if same:
             # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order;
             # so it is if it was a moment ago.
-            behind = -inf < pair.about < pair.silent - self._late and at - pair.silent <= self._late
+            behind = pair.delay > self._late >= at - pair.word
             n = next((n for n in same if behind or at - record.edges[n - record.base].at <= self._late), same[0])
             n = self._by_version(record, n, version)
             record.believe(version, n)
