@@ -177,7 +177,7 @@ def test_steps_of_one_load_are_told_apart():
     text = report.to_html(Run.load(Path(__file__).parents[2] / "docs/capacity/one-process.json"))
     for label in ("19,000", "19,000, long hold", "19,000, storm"):
         assert f'<th class="n">{label}</th>' in text
-        assert f"<summary>{label}: every metric" in text
+        assert f"<summary>Sessions: {label}; every metric" in text
 
 
 def test_steps_are_compared_with_those_of_their_kind():
