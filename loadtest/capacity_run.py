@@ -16,8 +16,10 @@ def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
     if not run.steps:
         raise LaunchError(f"at {sessions:,} sessions nothing was measured")
     step = run.steps[-1]
-    seen, asked = f"t {step.sessions:,} sessions", f"t {sessions:,} sessions"
-    run.validity = [(level, text.replace(seen, asked, 1)) for level, text in run.validity]
+    seen = f"at {step.sessions:,} sessions"
+    asked = f"in the storm of {sessions:,} sessions" if kind == "storm" else f"at {sessions:,} sessions"
+    for one, other in ((seen, asked), (seen.capitalize(), asked.capitalize())):
+        run.validity = [(level, text.replace(one, other, 1)) for level, text in run.validity]
     step.sessions, step.kind = sessions, kind
     if kind == "storm":
         # No latency is asked of it; and that thousands of actions are due at one moment is what it is.
@@ -27,7 +29,7 @@ def trial_of(sessions: int, kind: Kind, run: Run) -> Trial:
         other_cause = verdict.other_cause(step, may_be_late=kind == "storm")
         return Trial(sessions, kind, step, other_cause or next(iter(run.faults), None))
     fatal = [text for level, text in run.validity if level == "fatal"]
-    return Trial(sessions, kind, step, fatal[0].removeprefix(f"at {sessions:,} sessions: ") if fatal else None)
+    return Trial(sessions, kind, step, fatal[0].removeprefix(f"{asked}: ") if fatal else None)
 
 
 def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
@@ -51,9 +53,7 @@ def made_of(found: Found, runs: Sequence[Run], slo: str) -> Run:
     for run, trial in used:
         if trial.kind == "storm":
             # As with the other steps: of what is beyond the limit it need not be known how much beyond.
-            seen, said = f"at {trial.sessions:,} sessions", f"in the storm of {trial.sessions:,} sessions"
-            told = [(level, text.replace(seen, said, 1)) for level, text in run.validity]
-            findings += [("warning" if trial.step.breach else level, text) for level, text in told]
+            findings += [("warning" if trial.step.breach else level, text) for level, text in run.validity]
     findings += [
         ("warning", f"At {one.sessions:,} sessions the run was not to be believed: {one.invalid}")
         for one in found.trials

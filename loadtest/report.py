@@ -317,8 +317,7 @@ def _figures(a: Run, b: Run) -> list[tuple[str, list[Difference]]]:
         same = next((other for other in rest if (other.kind, other.sessions) == (step.kind, step.sessions)), None)
         if same is not None:
             rest = [other for other in rest if other is not same]  # the same load may be tried again
-            kind = f", {step.kind}" if step.kind != "step" else ""
-            groups.append((f"{step.sessions:,} sessions{kind}", list(_of_steps(step, same))))
+            groups.append((f"{step.sessions:,} sessions{step.of_kind}", list(_of_steps(step, same))))
     lines = []
     for name in dict.fromkeys(name for step in [*a.steps, *b.steps] for name in step.resources):
         left, right = (fit(against_sessions(run, name)) for run in (a, b))

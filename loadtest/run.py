@@ -77,7 +77,12 @@ class Step:
     @property
     def label(self) -> str:
         """What tells the step from others, for readers: `20,000`, `20,000, storm`."""
-        return f"{self.sessions:,}" + (f", {self.kind}" if self.kind != "step" else "")
+        return f"{self.sessions:,}{self.of_kind}"
+
+    @property
+    def of_kind(self) -> str:
+        """What is said after the sessions, for readers: nothing of a step, `, storm`."""
+        return f", {self.kind}" if self.kind != "step" else ""
 
     @property
     def sessions_said(self) -> str:
