@@ -113,21 +113,21 @@ class SentinelProcess:
             raise redis.ConnectionError("the sentinels do not agree on a primary")
         return primary
 
+    def _beside(self, server: RedisProcess) -> RedisProcess:
+        first, second = self.servers
+        return second if server is first else first
+
     async def hold_back(self) -> None:
         """From now on the replica gets nothing of what is written, until the fail-over."""
         primary = self._known()
-        for replica in self.servers:
-            if replica is not primary:
-                await replica.freeze()
+        await self._beside(primary).freeze()
         primary.redis().execute_command("CLIENT", "KILL", "TYPE", "REPLICA")
 
     async def fail_over(self, timeout: float = 15.0) -> RedisProcess:
         """Kill the primary; wait until the other is it, and says so itself, in about 2.5 s; return it."""
         old = self._known()
         await old.kill9()
-        for replica in self.servers:
-            if replica is not old:
-                await replica.thaw()
+        await self._beside(old).thaw()
 
         def another() -> RedisProcess | None:
             primary = self.primary()
