@@ -11,6 +11,7 @@ from presence.ports import PresenceStore, Sink, StoreUnavailable, Unavailable
 log = logging.getLogger(__name__)
 
 LEASE = 5.0  # s after which another instance takes over from one that died
+LOOKS = 10  # times in a lease that the others look whether it is to be had
 POLL = 0.2  # s between two looks at an empty backlog
 PAGE = 500  # changes to a write
 TOLD_LAG = 5.0  # s of waiting that are worth a line in the log
@@ -58,7 +59,7 @@ class Relay:
     async def _turn(self) -> None:
         try:
             if not await self._hold():
-                await asyncio.sleep(LEASE / 5)
+                await asyncio.sleep(LEASE / LOOKS)
             elif not await self._bring():
                 await self._news_or(POLL)
         except StoreUnavailable as error:
@@ -114,7 +115,7 @@ class Relay:
         elif _now() - self._fails_since > LEASE:
             self._fails_since = None
             await self._release()
-            await asyncio.sleep(LEASE / 5 * 1.5)  # the others look every fifth
+            await asyncio.sleep(LEASE / LOOKS * 1.5)  # so that another has looked
 
     async def _release(self) -> None:
         self._held_until = 0.0
