@@ -31,7 +31,7 @@ Where the truth is out of reach, the rules say so, and cover no more:
   history store, and the sessions of an instance that was killed before it could assert them again. One that failed over
   to a replica has lost what was written in the last moment.
 - Whoever brings the changes to Kafka may have been the instance that is killed, stopped or frozen: until another takes
-  over (`Setup.takeover`) they are late.
+  over (`Setup.takeover`) they are late. That Kafka is back, the next try notices (`Setup.retry`).
 - While the clients themselves were stalled (a loaded machine) they could read nothing.
 """
 
@@ -400,7 +400,8 @@ class _Check:
         rest = min(self.setup.amnesty, self.setup.lease) if amnesty else 0.0
         away = [(o.since, o.till + rest) for o in self.store_outages]
         away += [(o.since, o.till) for o in self.record.amnesties if amnesty]
-        away += [(o.since, o.till) for o in self.record.outages if o.on in others]
+        retry = {"kafka": self.setup.retry}
+        away += [(o.since, o.till + retry.get(o.on, 0.0)) for o in self.record.outages if o.on in others]
         away += [(o.since, o.till) for o in self.record.stalls if clients]
         away += [(o.since, o.since + self.setup.takeover) for o in self.instance_outages if relay]
         counted = since

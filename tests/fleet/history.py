@@ -83,6 +83,8 @@ class Setup:
     """Changes go through Kafka, whose log is in the record."""
     takeover: float = 0.0
     """By then another instance brings the changes to Kafka, when the one that did is killed, stopped or frozen."""
+    retry: float = 0.0
+    """By then, once Kafka is back, whoever writes or reads there has tried anew."""
     instances: tuple[str, ...] = ()
     """Each is asked over REST at the end."""
     histories: tuple[str, ...] = ()

@@ -893,6 +893,16 @@ def test_a_change_is_late_until_another_instance_relays(story, on, late, takeove
     assert story.findings() == (set() if excused else {("missed", "alice")})
 
 
+@pytest.mark.parametrize(
+    ("on", "late", "excused"), [("kafka", 13.2, True), ("kafka", 13.4, False), ("redis", 13.2, False)]
+)
+def test_a_change_is_late_until_the_return_of_kafka_was_noticed(story, on, late, excused):
+    story.setup = replace(story.setup, retry=1.0)
+    story.broken(on, "frozen", 7.06, 10.0)
+    story.alter(of("told", 7.1), at=late)
+    assert story.findings() == (set() if excused else {("missed", "alice")})
+
+
 def test_a_change_may_not_be_later_than_that(story):
     story.broken("kafka", "frozen", 7.06, 10.0)
     story.alter(of("told", 7.1), at=12.5)
