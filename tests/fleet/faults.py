@@ -218,7 +218,8 @@ async def run_fault(
             with file.open("w") as out:
                 out.writelines(made.recorder.history.lines())
         report = await asyncio.to_thread(check, history)
-        await made.stop()
+        if not report.findings:
+            await made.stop()  # and all is well: else what the instances logged is kept
         return report, made
     finally:
         if made is not None:

@@ -8,7 +8,9 @@ to share the machine, PRESENCE_TEST_FLEET_USERS makes it smaller or larger.
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,5 +63,13 @@ async def test_what_all_clients_saw_was_true(form, name, services, tmp_path):
     assert report.counts["told"] > 10 * users
     assert report.counts["polled"] > 50
     assert report.counts["change"] > users, "it was a run worth the name"
-    found = "\n".join(map(str, report.findings[:40]))
+    found = "\n".join([*map(str, report.findings[:20]), *(_end(log) for log in sorted(tmp_path.glob("*.log")))])
     assert not report.findings, f"{len(report.findings)} findings; seed {seed}, history {file}\n{found}"
+
+
+def _end(log: Path) -> str:
+    """The last that the instance had to say of what it needs."""
+    lines = [
+        line for line in log.read_text().splitlines() if re.search("WARNING|ERROR|Kafka|Cassandra|store|got", line)
+    ]
+    return "\n".join([log.name, *lines[-15:]])

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import Any, Protocol
 
 import redis
@@ -38,8 +39,12 @@ POLLED = 5
 """About how many users each is."""
 STAY, AWAY = 12.0, 4.0
 """How long a session stays, and stays away, on average, s."""
-TAKEOVER = 6.0
-"""By then another instance relays: the lease of a relay's holder (`relay.LEASE`), and a fifth of it, s."""
+TAKEOVER = 5.5
+"""By then another instance relays: the lease of a relay's holder (`relay.LEASE`), and a tenth of it, s."""
+RETRY = 1.9
+"""By then all have noticed that Kafka is back, s: a try that began before it was ends by its time limit
+(`SETTINGS`); 0.4 s later comes the next (`relay.POLL`), or, after another tenth of a lease, that of another instance.
+"""
 SETTLED = 12.0
 """By then, once nobody does anything any more, all is as it should be, s; else the checker says what is not."""
 STALLED = 0.2
@@ -133,6 +138,7 @@ class World:
             unix=unix,
             relayed=kafka is not None,
             takeover=0.0 if kafka is None else TAKEOVER,
+            retry=0.0 if kafka is None else RETRY,
             instances=tuple(self.instances),
             histories=tuple(self.instances) if cassandra is None else ("cassandra",),
             seed=seed,
@@ -168,8 +174,11 @@ class World:
                 server.spawn([sys.executable, "-c", late + main], environment(server.settings))
             else:
                 server.start()
-        for server in self.instances.values():
+        for name, server in self.instances.items():
             await server.ready()
+            await wait_until(
+                partial(_whole, server), 20, what=f"{name} to reach all it needs\n{server.log}", every=0.05
+            )
         for proxy in self._proxies.values():
             await proxy.start()
         self._tasks.append(asyncio.create_task(self._follow()))
@@ -506,6 +515,12 @@ class World:
             await wait_until(complete, 8, every=0.5)
         for user, online, version in records:
             self.recorder.note("log", user=user, online=online, version=version)
+
+
+async def _whole(server: ServerProcess) -> bool:
+    """The instance reaches all it needs; it is ready, and its clients may come, as soon as it reaches the store."""
+    answer = await server.get("/health/ready", timeout=2)
+    return all(one["state"] == "up" for one in answer.json()["dependencies"].values())
 
 
 def cassandra_rows(contact_point: str, keyspace: str, cql: str) -> list[Any]:
