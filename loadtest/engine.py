@@ -13,6 +13,7 @@ import logging
 import socket as constants
 from _socket import socket as Socket  # noqa: N812 # gevent replaces socket.socket, never this one
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 from os import strerror, urandom
@@ -87,7 +88,7 @@ class Engine:
         self.lag = array("d")
         """Seconds from when each timer was due to when it was called."""
         self._sources = sources
-        self._next_source = 0
+        self._dialled: Counter[tuple[str, int]] = Counter()  # connections, by where to
         self._connections: dict[int, Connection] = {}
         self._due: list[tuple[float, int, Timer]] = []
         self._made = 0
@@ -146,8 +147,9 @@ class Engine:
     def _start(self, socket: Socket, address: tuple[str, int]) -> None:
         socket.setblocking(False)
         socket.setsockopt(constants.IPPROTO_TCP, constants.TCP_NODELAY, 1)
-        source = self._sources[self._next_source] if self._sources else ""
-        self._next_source = (self._next_source + 1) % max(len(self._sources), 1)
+        # In turn for each destination: were it for all together, some pairs might never come.
+        source = self._sources[self._dialled[address] % len(self._sources)] if self._sources else ""
+        self._dialled[address] += 1
         if source and ":" not in address[0] and (address[0].startswith("127.") or not source.startswith("127.")):
             socket.setsockopt(constants.IPPROTO_IP, _NO_PORT, 1)
             socket.bind((source, 0))

@@ -431,6 +431,11 @@ def sources_take_turns() -> None:
     for _ in range(4):
         engine.connect(server.address, "/ws", told, token="t")
     assert [server.accept().address[0] for _ in range(4)] == ["127.0.1.1", "127.0.1.2"] * 2
+    engine, servers = Engine(sources=sources_for(20_000)), (Server(), Server())
+    for number in range(4):  # each instance from each address, though they take turns as well
+        engine.connect(servers[number % 2].address, "/ws", told, token="t")
+    for one in servers:
+        assert [one.accept().address[0] for _ in range(2)] == ["127.0.1.1", "127.0.1.2"]
 
 
 @contextmanager
