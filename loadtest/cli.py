@@ -65,6 +65,9 @@ class _Group(click.Group):
         except _MISTAKES as error:
             click.echo(f"loadtest: {error}", err=True)
             sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("loadtest: interrupted", err=True)
+            sys.exit(_INTERRUPTED)
 
 
 @click.group(cls=_Group)
@@ -102,9 +105,9 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @click.argument("scenarios", nargs=-1)
 @click.option("--sessions", default=1_000, show_default=True, type=click.IntRange(1, 10_000_000))
-@click.option("--seconds", default=60.0, show_default=True, type=_Number(1), help="Of each scenario.")
+@click.option("--seconds", type=_Number(1), help="Of each scenario; none: 60, or what it takes at least.")
 @_common
-def run(scenarios: Sequence[str], sessions: int, seconds: float, **common: Any) -> None:
+def run(scenarios: Sequence[str], sessions: int, seconds: float | None, **common: Any) -> None:
     """Run SCENARIOS (steady, unless others are named), one after the other, and write the report."""
     known = launch.scenarios()
     names = list(scenarios) or ["steady"]
@@ -114,8 +117,9 @@ def run(scenarios: Sequence[str], sessions: int, seconds: float, **common: Any) 
     with _prepared(sessions, **common) as ready:
         runs = []
         for at, name in enumerate(names, 1):
-            click.echo(f"{name}: {sessions:,} sessions for {seconds:g} s against {ready.target.instances[0].http}")
-            job = replace(ready.job(name, sessions, seconds), name=f"{at}-{name}")
+            lasts = seconds or launch.seconds(name, ready.target)
+            click.echo(f"{name}: {sessions:,} sessions for {lasts:g} s against {ready.target.instances[0].http}")
+            job = replace(ready.job(name, sessions, lasts), name=f"{at}-{name}")
             runs.append(ready.run(job))
         whole = runs[0] if len(runs) == 1 else launch.joined(", ".join(names), runs)
         if len(runs) > 1:

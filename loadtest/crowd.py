@@ -210,6 +210,12 @@ class Crowd:
         """Sessions that are to be connected."""
         return sum(session.wanted for session in self.sessions)
 
+    @property
+    def coming(self) -> int:
+        """Sessions that are being connected, at the first try and in time."""
+        since = self.engine.now() - self._late
+        return sum(conn.owner.tries == 0 and conn.owner.intended > since for conn in self._dialling)
+
     # What is intended.
 
     def follow(self, actions: Iterator[Action], start: float) -> None:

@@ -280,6 +280,7 @@ class FleetUser(User):
         return {
             "sessions": self.crowd.present,
             "sessions_wanted": self.crowd.wanted,
+            "sessions_coming": self.crowd.coming,
             "offered": since["offered"],
             "achieved": since["made"],
             "messages": since["messages"],

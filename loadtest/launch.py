@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shlex
@@ -14,15 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from loadtest import preflight, sampling, slo
 from loadtest.run import Phase, Run
 from loadtest.sampling import Processes, Sampler
-from loadtest.target import TARGET, Target
+from loadtest.target import TARGET, TOKENS, Target, TargetError
 from loadtest.total import DRAIN, RAMP
-from loadtest.validity import STORM
+from loadtest.validity import RETURN, STORM
 from loadtest.verdict import judge
 from loadtest.workload import RISING, crowd_ids
 
@@ -33,6 +35,10 @@ CONNECT_RATE = 200.0
 
 _RAMPS = {"ramp": RISING}
 """Scenarios whose rate rises from 0; to read it from them Locust would have to be loaded."""
+
+_SECONDS = 60.0
+_EXPIRY = 20.0
+"""s: for the hold before a lease that is to end, and for the notices after it."""
 
 _GRACE = 120.0
 """s: that a run may take longer than asked, before it is ended: for Locust to start, and for its workers to report."""
@@ -84,6 +90,11 @@ class Job:
         return ",".join(preflight.source_addresses(named, self.sessions, self.target.instances))
 
 
+def seconds(scenario: str, target: Target) -> float:
+    """How long a run takes unless it is said: a minute, or until the leases of those who freeze have ended."""
+    return max(_SECONDS, target.lease + _EXPIRY) if scenario == "expiry" else _SECONDS
+
+
 def scenarios() -> list[str]:
     """The names of those there are."""
     return sorted(path.stem for path in SCENARIOS.glob("[!_]*.py"))
@@ -132,6 +143,8 @@ def run(job: Job, server: Callable[[], Iterable[int]], *, said: Callable[[str], 
         line += ["--host", job.target.instances[0].http]
     # Not in Locust, whose time runs from its start: it would be missing from the hold.
     left = preflight.await_offline(job.target, job.users)
+    tokens = _tokens(job, said)
+    env |= {TOKENS: str(tokens)} if tokens else {}
     before = sampling.machine(), sampling.limits()
     groups = [Processes("server", server), Processes("generator", lambda: [process.pid], busiest=True)]
     with log.open("wb") as sink:
@@ -143,6 +156,8 @@ def run(job: Job, server: Callable[[], Iterable[int]], *, said: Callable[[str], 
         finally:
             sampler.stop()
             _end(process)
+            if tokens:
+                tokens.unlink()
     if not output.is_file():
         raise LaunchError(f"{job.scenario} did not run (exit code {process.returncode}): {_last(log)}; see {log}")
     done = Run.load(output)
@@ -152,6 +167,22 @@ def run(job: Job, server: Callable[[], Iterable[int]], *, said: Callable[[str], 
     judge(done, job.slo)
     done.save(output)
     return done
+
+
+def _tokens(job: Job, said: Callable[[str], None]) -> Path | None:
+    """The file with the tokens of all users, where the target has a command for them: not in the time of the run."""
+    if not job.target.command:
+        return None
+    said(f"  {len(job.users):,} tokens by the target's command")
+    try:
+        made = job.target.printed(job.users)
+    except TargetError as error:
+        raise LaunchError(str(error)) from error
+    path = job.folder / f"{job.name}.tokens"
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return path.resolve()
 
 
 def joined(title: str, runs: Sequence[Run]) -> Run:
@@ -182,11 +213,15 @@ def server_processes(target: Target) -> Callable[[], list[int]]:
 
 
 def back(run: Run) -> float | None:
-    """The least share of the sessions, in %, that were there again at the end of a storm; None where there was none."""
+    """The least share of the sessions, in %, that were there again at the end of a storm; None where there was none.
+
+    Not of one that the end of the run cut short.
+    """
     held = run.series.get("sessions", [])
+    cut = cut_short(run)
     shares = []
     for phase in run.phases:
-        if phase.name.startswith(STORM):
+        if phase.name.startswith(STORM) and phase is not cut:
             before = [value for t, value in held if t < phase.start]
             # One point a second: the phase may end, all being back, before the next one.
             after = [value for t, value in held if t <= phase.end + 2]
@@ -194,6 +229,14 @@ def back(run: Run) -> float | None:
             if were := max(before[-3:], default=0):
                 shares.append(100 * after[-1] / were)
     return min(shares, default=None)
+
+
+def cut_short(run: Run) -> Phase | None:
+    """The storm that was going on when the run ended, with time left to be back."""
+    for phase, following in pairwise(run.phases):
+        if phase.name.startswith(STORM) and following.name == DRAIN and phase.end - phase.start < RETURN:
+            return phase
+    return None
 
 
 def _add(run: Run, job: Job, sampler: Sampler, machine: dict[str, object], limits: dict[str, object]) -> None:
@@ -221,6 +264,8 @@ def _add(run: Run, job: Job, sampler: Sampler, machine: dict[str, object], limit
         step.counts.setdefault("server_restarts", sampler.groups[0].changed)
         if (share := back(run)) is not None:
             step.counts["back_percent"] = int(share)
+        if cut := cut_short(run):
+            step.counts["storm_cut_short"] = round(cut.end - cut.start)
 
 
 def windows(run: Run) -> list[tuple[float, float]]:

@@ -35,7 +35,7 @@ REPORT = 3.0
 """Seconds between two reports, as Locust's workers make them."""
 _PATIENCE = 15.0  # s that the master waits for its workers, beyond the time they need to settle
 _KEY = "loadtest"
-_HELD = ("sessions", "sessions_wanted")
+_HELD = ("sessions", "sessions_wanted", "sessions_coming")
 _SETTLE, _SETTLED = "loadtest settle", "loadtest settled"
 
 log = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class Recording:
         step.counts = {
             "asked": options.sessions if most else 0,
             "connected": last["sessions"],
-            "wanted": last["sessions_wanted"],
+            "wanted": last["sessions_wanted"] - last["sessions_coming"],
             "begun": counts["begun"],
             "connects": counts["connects"],
             "connect_failures": counts["connect failures"],

@@ -6,11 +6,13 @@ Without a file, an address (Locust's `--host`) and the secret in `LOADTEST_SECRE
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,16 @@ SECRET = "LOADTEST_SECRET"  # noqa: S105 (the name of the variable)
 LEASE, GRACE = "LOADTEST_LEASE", "LOADTEST_GRACE"
 """Environment variables: the lease and the grace of the server in s, where no file names them."""
 
+TOKENS = "LOADTEST_TOKENS"
+"""Environment variable: a JSON file of tokens by user, which the target's command printed before."""
+
 PLACES = ("authorization", "passcode", "upgrade")
 """Where a client shows its token: a header of CONNECT, the other header of CONNECT, or one of the HTTP upgrade."""
 
 _LIFE = 24 * 3600
 """s: how long a token holds; longer than any run, so that none ends in it."""
+
+_COMMANDS_AT_ONCE = 8
 
 _COMMAND_LIMIT = 10.0
 """s: for the command that prints a token."""
@@ -91,6 +98,20 @@ class Target:
         if found is None:
             found = self._made[user] = self._printed(user)
         return found
+
+    def printed(self, users: Iterable[str]) -> dict[str, str]:
+        """New tokens of users by the target's command, some at a time.
+
+        Raises:
+            TargetError: the command failed.
+        """
+        users = list(users)
+        with ThreadPoolExecutor(_COMMANDS_AT_ONCE) as pool:
+            try:
+                return dict(zip(users, pool.map(self._printed, users), strict=True))
+            except TargetError:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def _signed(self, user: str) -> str:
         assert self.secret is not None
@@ -177,7 +198,9 @@ def _target(file: str | None, raw: Mapping[str, Any], host: str | None) -> Targe
     place = _take(token, "in", str, "authorization", "token.")
     if place not in PLACES:
         raise TargetError(f"token.in: {place!r} is none of {', '.join(PLACES)}")
+    made = os.environ.get(TOKENS) if command else None
     return Target(
+        _made=json.loads(Path(made).read_text(encoding="utf-8")) if made else {},
         instances=[
             _instance(one, "--host" if host else f"instances[{at}]", path) for at, one in enumerate(described, 1)
         ],

@@ -7,7 +7,8 @@ Beside metrics, ledger, `offered` and `achieved`, the rules read what the harnes
 not judged.
 
 - `Step.counts`: `asked` (sessions that the run was to come to), `wanted` and `connected` (sessions that were to be
-  there at the end of the step, and that were), `begun` (that have tried to connect), `connects` and
+  there at the end of the step, and that were; not those that had just begun to connect), `storm_cut_short` (s from
+  its beginning to the end of the run), `begun` (that have tried to connect), `connects` and
   `connect_failures` (attempts), `watches_unconfirmed`,
   `harness_errors` (its own code raised), `address_errors`
   (EMFILE, EADDRNOTAVAIL), `negative_latencies`, `server_restarts` and `planned_restarts`, and what the kernel counted
@@ -22,7 +23,7 @@ not judged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from loadtest.run import Run, Step
 
@@ -35,6 +36,8 @@ LATE = 250.0
 notice unless told otherwise."""
 STORM = "storm"
 """The scenario in which all connections are lost, and how its phases begin in which they are."""
+RETURN = 120.0
+"""s that a storm's sessions have to be back."""
 _KERNEL = {
     "listen_overflows": "connections were refused by a full accept queue",
     "listen_drops": "connection requests were dropped by the kernel",
@@ -43,14 +46,19 @@ _KERNEL = {
 }
 
 
-def judge(run: Run) -> list[Finding]:
-    """All that speaks against the run, the fatal first."""
+def judge(run: Run, beyond: Container[int] = ()) -> list[Finding]:
+    """All that speaks against the run, the fatal first.
+
+    Args:
+        beyond: places of steps beyond the server's limit: what is found in them is a warning only.
+    """
     findings = [finding for rule in _RUN_RULES for finding in rule(run)]
-    for step in run.steps:
+    for place, step in enumerate(run.steps):
         where = f"at {step.sessions:,} sessions: "
         for rule in _STEP_RULES:
-            findings += ((level, where + sentence) for level, sentence in rule(step))
-    return sorted(findings, key=lambda finding: finding[0] != "fatal")
+            for level, sentence in rule(step):
+                findings.append(("warning" if place in beyond else level, where + sentence))
+    return sorted(dict.fromkeys(findings), key=lambda finding: finding[0] != "fatal")
 
 
 def is_valid(findings: Iterable[tuple[str, str]]) -> bool:
@@ -62,16 +70,22 @@ def is_valid(findings: Iterable[tuple[str, str]]) -> bool:
 
 
 def nobody_connected(step: Step) -> Iterator[Finding]:
-    """A step that held no session."""
-    if step.sessions > 0 and step.counts.get("connected") == 0:
+    """A step in which no session ever came about."""
+    if step.sessions > 0 and step.counts.get("connected") == 0 and not _ever_connected(step):
         yield "fatal", "no session was connected."
 
 
 def fewer_sessions(step: Step) -> Iterator[Finding]:
     """Sessions that are not there and of which no failure tells."""
     connected, wanted = step.counts.get("connected"), step.counts.get("wanted", step.sessions)
-    if connected and connected < 0.99 * wanted and not step.errors and not step.breach:
+    if connected is None or not (connected or _ever_connected(step)):
+        return
+    if connected < 0.99 * wanted and not step.errors and not step.breach:
         yield "fatal", f"only {connected:,} of {wanted:,} sessions were connected, and no failure says why."
+
+
+def _ever_connected(step: Step) -> bool:
+    return step.counts.get("connects", 0) > step.counts.get("connect_failures", 0)
 
 
 def never_begun(step: Step) -> Iterator[Finding]:
@@ -79,6 +93,13 @@ def never_begun(step: Step) -> Iterator[Finding]:
     asked, begun = step.counts.get("asked", 0), step.counts.get("begun", 0)
     if begun < 0.99 * asked:
         yield "fatal", f"only {begun:,} of {asked:,} sessions had begun to connect when the run ended."
+
+
+def storm_cut_short(step: Step) -> Iterator[Finding]:
+    """Nobody can tell how many would have been back."""
+    if "storm_cut_short" in step.counts and not step.breach:
+        seconds = step.counts["storm_cut_short"]
+        yield "fatal", f"the run ended {seconds} s after the beginning of its storm: give it more seconds."
 
 
 def silent_clients(step: Step) -> Iterator[Finding]:
@@ -251,6 +272,7 @@ _STEP_RULES: list[Callable[[Step], Iterator[Finding]]] = [
     nobody_connected,
     fewer_sessions,
     never_begun,
+    storm_cut_short,
     silent_clients,
     own_errors,
     failures,

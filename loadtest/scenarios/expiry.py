@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from loadtest.fleet import FleetUser
 from loadtest.probe import ProbeUser
@@ -12,6 +13,9 @@ __all__ = ["Expiry", "ProbeUser"]
 
 class Expiry(FleetUser):
     """How long after the end of its lease is a user shown offline, when many leases end together?"""
+
+    over_at = math.inf
+    """When all leases of those who froze first are over."""
 
     def script(self) -> None:
         self.arrive()
@@ -23,8 +27,14 @@ class Expiry(FleetUser):
             frozen = self.some()
             for session in frozen:
                 self.crowd.mute(session)
+            self.over_at = min(self.over_at, self.crowd.engine.now() + self.crowd.target.lease)
             self.pause(self.crowd.target.lease + self.options.late)
             self.phase(f"return{number}")
             for session in frozen:
                 self.crowd.unmute(session, self.crowd.engine.now())
             self.pause(self.options.late)
+
+    def settle(self) -> None:
+        super().settle()
+        if self.place == 0 and self.crowd.engine.now() < self.over_at:
+            self.recording.fail("The run ended before the leases had: give it more seconds.")

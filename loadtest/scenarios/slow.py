@@ -17,6 +17,8 @@ class Slow(FleetUser):
 
     every = 0.5
     share = 0.2
+    stalled = False
+    """Some read nothing, or did."""
 
     @property
     def first_slow(self) -> int:
@@ -39,6 +41,7 @@ class Slow(FleetUser):
             slow = self.crowd.sessions[self.first_slow :]
             for session in slow:
                 self.crowd.stall(session)
+            self.stalled = True
             self.pause(3 * self.options.hold)
             self.phase("slow readers return")
             for session in slow:
@@ -47,3 +50,8 @@ class Slow(FleetUser):
             self.wait_for_ever()
         finally:
             flips.kill(block=False)
+
+    def settle(self) -> None:
+        super().settle()
+        if self.place == 0 and not self.stalled:
+            self.recording.fail("The run ended before anybody had stopped reading: give it more seconds.")

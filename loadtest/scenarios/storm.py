@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loadtest.fleet import FleetUser
 from loadtest.probe import ProbeUser
+from loadtest.validity import RETURN
 
 __all__ = ["ProbeUser", "Storm"]
 
@@ -25,6 +26,6 @@ class Storm(FleetUser):
                 self.crowd.leave(session, self.crowd.engine.now(), "lost")
             self.come_back(gone, within)
             self.pause(within + 0.1)
-            self.wait_for(self.is_back, 120.0)
+            self.wait_for(self.is_back, RETURN)
         self.phase("hold after the storms")
         self.wait_for_ever()

@@ -270,6 +270,19 @@ def test_beats_that_the_server_prevents_are_neither_offered_nor_made(stage):
     assert (stage.crowd.present, stage.crowd.wanted) == (1, 2)
 
 
+def test_who_has_just_begun_to_connect_is_coming():
+    stage = Stage()
+    stage.crowd.connect(stage.star, START)
+    assert (stage.crowd.coming, stage.crowd.wanted, stage.crowd.present) == (1, 1, 0)
+    stage.to(6)
+    assert stage.crowd.coming == 0, "it should have been there long ago"
+    stage.crowd.on_refused(stage.star.conn, "connection refused", stage.engine.now())
+    stage.to(10)
+    assert stage.star.conn is not None and stage.crowd.coming == 0, "that was its second try"
+    stage.connected(stage.star)
+    assert (stage.crowd.coming, stage.crowd.present) == (0, 1)
+
+
 def test_a_beat_of_one_that_connects_for_the_first_time_is_no_action():
     stage = Stage()
     stage.crowd.connect(stage.star, START)

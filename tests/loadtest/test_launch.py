@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ def job(sessions=1_000, hosts=("127.0.0.1",), **fields):
     instances = [Instance(f"http://{host}:80", host, 80, "/ws") for host in hosts]
     target = Target(instances=instances, secret="x" * 32)
     fields = {"scenario": "steady", **fields}
-    return Job(target=target, sessions=sessions, seconds=60, folder=Path("reports"), name="a", **fields)
+    fields = {"folder": Path("reports"), **fields}
+    return Job(target=target, sessions=sessions, seconds=60, name="a", **fields)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,58 @@ def test_a_server_that_does_not_hold_the_sessions_is_at_fault():
         "only 5,000 of 6,000 sessions were there at the end; "
         "500 heartbeats could not be sent, as the server had refused or closed their sessions"
     )
+
+
+def test_a_server_that_died_is_at_fault():
+    """All had been connected: that nobody is there at the end is no reason not to believe it."""
+    run = one_step()
+    run.steps[0].counts = {"asked": 100, "begun": 100, "connects": 100, "connected": 0, "wanted": 100}
+    run.steps[0].errors = {"STOMP session: Closed": 100}
+    verdict.judge(run, "lost=0")
+
+    assert verdict.exit_code(run) == 1, run.validity
+
+
+def test_a_server_that_tells_nothing_is_at_fault():
+    """Of no notice no latency can be told; that all are lost is enough."""
+    run = one_step(received=0, missing=2_000)
+    run.steps[0].histograms = {}
+    verdict.judge(run, "p99<250ms, lost=0")
+
+    assert verdict.exit_code(run) == 1
+    untold = "At 100 sessions p99 cannot be told: there were no samples of notices."
+    assert run.validity == [("warning", untold)]
+
+
+def test_a_fault_of_the_load_test_is_one_though_every_step_is_broken():
+    broken = [one_step(ms=300), one_step(ms=300, sessions=200)]
+    broken[1].faults = ["1 of 2 workers did not report."]
+    whole = launch.joined("two", broken)
+    verdict.judge(whole, "p99<250ms")
+
+    assert verdict.exit_code(whole) == 2
+    assert whole.validity[0] == ("fatal", "1 of 2 workers did not report.")
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "slo", "said"),
+    [
+        ("PUSH offline-by-loss", 16, "p99<250ms", "notices of lost connections came within 16,0"),
+        ("PUSH offline-by-expiry", 16, "p99<250ms", "notices of ended leases came within 16,0"),
+        ("PUSH offline-by-loss", 14, "p99<250ms", None),
+        ("PUSH offline-by-loss", 16, "lost=0", None),  # as of a storm
+    ],
+)
+def test_who_takes_too_long_to_find_out_is_at_fault(name, seconds, slo, said):
+    """A quarter of the lease (SESS-07); `p99` is about those who say that they go."""
+    run, late = one_step(), one_step(ms=1000 * seconds)
+    run.target["lease_seconds"] = 60.0
+    run.steps[0].histograms[name] = late.steps[0].histograms["PUSH online"]
+    verdict.judge(run, slo)
+
+    assert verdict.exit_code(run) == (1 if said else 0)
+    assert (run.steps[0].breach or "").startswith(said or "")
+    assert "a quarter of a lease is 15 s" in (run.steps[0].breach or "") or not said
 
 
 @pytest.mark.parametrize(("unanswered", "code"), [(13, 0), (14, 1)])
@@ -300,6 +354,37 @@ def test_a_storm_is_judged_by_who_is_back_after_it(returned, code):
     assert joined.steps[1].breach == run.steps[0].breach, "among others as well"
 
 
+@pytest.mark.parametrize(
+    ("lasted", "code", "said"),
+    [
+        (10, 2, "at 100 sessions: the run ended 10 s after the beginning of its storm: give it more seconds."),
+        (121, 1, ""),
+    ],
+)
+def test_a_storm_that_the_end_of_the_run_cut_short_is_not_judged(lasted, code, said):
+    run = one_step()
+    run.phases = [
+        Phase("hold before the storm", 0, 10),
+        Phase("storm", 10, 10 + lasted),
+        Phase("drain", 10 + lasted, 140),
+    ]
+    run.series["sessions"] = [(9, 100), (11, 0), (19, 45)]
+    run.steps[0].counts = {"connected": 45, "wanted": 100}
+    run.steps[0].errors = {"WS connect: Refused": 1}
+    sampler: Any = SimpleNamespace(series=lambda _: {}, groups=[SimpleNamespace(changed=0)])
+    launch._add(run, job(scenario="storm"), sampler, {}, {})
+    verdict.judge(run, "lost=0")
+
+    assert verdict.exit_code(run) == code
+    assert [text for level, text in run.validity if level == "fatal"] == ([said] if said else [])
+
+
+def test_a_run_lasts_a_minute_or_until_leases_have_ended():
+    target = job().target
+    assert launch.seconds("steady", target) == launch.seconds("expiry", replace(target, lease=2.0)) == 60
+    assert launch.seconds("expiry", replace(target, lease=60.0)) == 80
+
+
 def test_a_run_counts_its_seconds_from_the_end_of_the_ramp():
     assert job().whole == 65
     assert job(options={"connect-rate": "50"}).whole == 80
@@ -346,6 +431,25 @@ def test_the_users_of_a_run_before_are_waited_for_before_locust_counts_its_time(
     assert asked == [one.users]
     assert run.faults == ([left] if left else [])
     assert verdict.exit_code(run) == (2 if left else 0)
+
+
+def test_tokens_of_a_command_are_made_before_locust_counts_its_time(monkeypatch, tmp_path):
+    made, output, seen = (tmp_path / name for name in ("made.json", "a.json", "seen.json"))
+    one_step().save(made)
+    monkeypatch.setattr(preflight, "await_offline", lambda *_: None)
+    script = "import os, pathlib, shutil, sys; tokens = pathlib.Path(os.environ['LOADTEST_TOKENS']); "
+    script += "assert not tokens.stat().st_mode & 0o077; shutil.copy(tokens, sys.argv[1]); shutil.copy(*sys.argv[2:4])"
+    copy = [sys.executable, "-c", script, str(seen), str(made), str(output)]
+    monkeypatch.setattr(launch, "command", lambda *_: list(copy))
+    one = job(20, folder=tmp_path)
+    one = replace(one, target=replace(one.target, secret=None, command=["echo", "token-of-{user}"]))
+    launch.run(one, list)
+
+    assert json.loads(seen.read_text()) == {user: f"token-of-{user}" for user in one.users}
+    assert not list(tmp_path.glob("*.tokens"))
+    failing = replace(one, target=replace(one.target, command=["false"]))
+    with pytest.raises(launch.LaunchError, match=r"token\.command: exit 1"):
+        launch.run(failing, list)
 
 
 def test_locust_does_not_wait_again():

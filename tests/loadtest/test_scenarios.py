@@ -137,6 +137,19 @@ async def test_a_scenario_runs_alone_and_loses_nothing(scenario, server, tmp_pat
         assert run.steps[0].held == run.steps[0].sessions == SESSIONS
 
 
+@pytest.mark.parametrize(
+    ("scenario", "options", "said"),
+    [
+        ("expiry", (), "The run ended before the leases had: give it more seconds."),
+        ("slow", ("--hold", 30), "The run ended before anybody had stopped reading: give it more seconds."),
+    ],
+)
+async def test_a_run_that_ends_before_what_it_is_for_is_not_believed(scenario, options, said, server, tmp_path):
+    _, log, run = await to_end(scenario, *options, server=server, folder=tmp_path, seconds=3)
+    assert run is not None
+    assert (verdict.exit_code(run), run.faults) == (2, [said]), log
+
+
 async def test_a_server_that_waits_for_lost_connections_is_judged_by_its_grace(tmp_path, monkeypatch):
     """They are shown as offline a second later; that is neither late nor false."""
     monkeypatch.setenv("LOADTEST_GRACE", "1")

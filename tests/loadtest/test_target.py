@@ -92,6 +92,15 @@ def test_a_command_prints_the_token(write, tmp_path):
     assert target.instances[0].port == 80
 
 
+def test_tokens_that_were_printed_before_are_taken(write, tmp_path, monkeypatch):
+    (tmp_path / "tokens").write_text('{"ann": "printed-before"}')
+    monkeypatch.setenv("LOADTEST_TOKENS", str(tmp_path / "tokens"))
+    target = load(write('[[instances]]\nhttp="http://localhost"\n[token]\ncommand=["echo", "new"]\n'))
+
+    assert (target.token("ann"), target.token("bob")) == ("printed-before", "new")
+    assert target.printed(["ann", "bob"]) == {"ann": "new", "bob": "new"}
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

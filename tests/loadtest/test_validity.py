@@ -64,7 +64,9 @@ def test_a_run_without_figures_of_its_surroundings_is_judged_by_the_rest():
 FAILURES = {"WS connect: Refused": 3, "REST batch: ProbeError": 9}
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
-    ("fatal", "no session was connected", {"counts": {"connected": 0}}),
+    ("fatal", "no session was connected", {"counts": {"connected": 0, "connects": 0, "connect_failures": 0}}),
+    ("fatal", "only 0 of 1,000 sessions", {"counts": {"connected": 0}}),
+    ("fatal", "12 s after the beginning of its storm", {"counts": {"storm_cut_short": 12}}),
     ("fatal", "only 980 of 1,000 sessions", {"counts": {"connected": 980, "connect_failures": 0}}),
     ("fatal", "only 1,000 of 1,500 sessions had begun", {"counts": {"asked": 1500}}),
     ("fatal", "13 clients failed silently", {"counts": {"watches_unconfirmed": 13}}),
