@@ -122,7 +122,7 @@ SIGNS = {
     "conversations": r'"get": "/api/presence/conversation/',
     "friends": r'"get": "/api/presence/friends"',
     "cors": r'"Origin": |Access-Control',
-    "snapshots": r'"snapshot": true',
+    "snapshots": r'"snapshot": true|"keep": true',
     "heart-beats": r'"expect-heart-beat"',
 }
 """Features, by what shows in a step that a server without it may do otherwise."""
