@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -98,32 +98,33 @@ def _judged(run: Run, strict: bool) -> tuple[str, str, int]:
     but = "" if not warnings else ", with 1 warning" if warnings == 1 else f", with {warnings} warnings"
     if not of[Outcome.PASSED]:
         return "NO VERDICT", f"No {levels} was verified: no case passed{but}.", 2
-    unseen = _unseen_under_contacts(run)
-    if unseen:
-        which, whose = ("1 clause was", "its") if unseen == 1 else (f"{unseen} clauses were", "their")
-        but += f"; {which} not verified, as {whose} cases need the policy anyone"
+    unverified, by_policy = _unverified(run)
+    if unverified:
+        which, whose = ("1 clause was", "its") if unverified == 1 else (f"{unverified} clauses were", "their")
+        why = f"as {whose} cases need the policy anyone" if by_policy else "for the reasons given"
+        but += f"; {which} not verified, {why}"
     return "PASS", f"Every {levels} that was verified holds{but}.", 0
 
 
-def _unseen_under_contacts(run: Run) -> int:
-    """How many clauses no case verified as the target has the policy `contacts`.
+def _unverified(run: Run) -> tuple[int, bool]:
+    """How many clauses bind the target and were not verified, and whether its policy `contacts` is all that kept them.
 
-    They bind it, too: only their cases are about strangers. (A clause about `contacts` says nothing of other servers.)
+    Not those of cases that were not chosen, or that are about what the target does not claim: a class, a feature, or
+    the policy `contacts`. (With `contacts` it is bound by most of the others: only their cases are about strangers.)
     """
-    if run.summary.get("policy") != "contacts":
-        return 0
-    other = replace(run, summary={**run.summary, "policy": "anyone"})
-    hidden = {
-        clause
-        for one in run.results
-        if one.case.policy == "anyone"
-        and one.outcome is Outcome.NOT_RUN
-        and not _left_out(one)
-        and _applies(one, other)
-        for clause in one.case.clauses
-    }
-    state = states(run)
-    return sum(state[clause] is State.UNVERIFIED for clause in hidden)
+    of, state = run.summary, states(run)
+    hidden: dict[str, bool] = {}
+    for one in run.results:
+        case = one.case
+        claimed = case.conformance is Class.GUIDE or of.get("class") != Class.GUIDE.value
+        claimed = claimed and (case.policy != "contacts" or of.get("policy") == "contacts")
+        claimed = claimed and not case.features & set(of.get("unsupported", ()))
+        if one.outcome is Outcome.NOT_RUN and claimed and not _left_out(one):
+            by_policy = case.policy == "anyone" and of.get("policy") == "contacts"
+            for clause in case.clauses:
+                if state[clause] is State.UNVERIFIED:
+                    hidden[clause] = hidden.get(clause, True) and by_policy
+    return len(hidden), all(hidden.values())
 
 
 def partial(run: Run) -> str | None:
@@ -238,11 +239,15 @@ def reasons(run: Run) -> list[tuple[Outcome, str, int]]:
 
 
 def totals(run: Run) -> str:
-    """One line: the cases by outcome, the clauses that hold, the time."""
+    """One line: the cases by outcome, the clauses that hold of those that bind the target and can be seen, the time."""
     of = counts(run)
     cases = ", ".join(f"{count} {outcome.value}" for outcome, count in of.items() if count) or "none"
-    found = Counter(states(run).values())
-    hold = f"{found[State.HOLDS]} of {len(run.clauses)} clauses hold"
+    guide = run.summary.get("class") == Class.GUIDE.value
+    bound = {
+        name for name, one in run.clauses.items() if not one.unseen and (one.conformance is Class.GUIDE or not guide)
+    }
+    found = Counter(state for clause, state in states(run).items() if clause in bound)
+    hold = f"{found[State.HOLDS]} of {len(bound)} clauses{' of class guide' if guide else ''} hold"
     if found[State.IN_PART]:
         hold += f", {found[State.IN_PART]} in part"
     return f"{len(run.results)} cases: {cases}. {hold}. {run.seconds:.1f} s."

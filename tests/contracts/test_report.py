@@ -167,6 +167,8 @@ def test_a_server_of_contacts_is_told_how_much_nobody_verified():
     about.append(left_out("third", reason="about the policy", clauses=["WATCH-03"]))
     assert judged("contacts", *about).startswith(f"{holds}; 2 clauses were not verified")
     # For other reasons, too, or of no concern to the server.
+    about.append(left_out("fourth", reason="it lacks a hook", policy="any", clauses=["WATCH-03"]))
+    assert judged("contacts", *about) == f"{holds}; 2 clauses were not verified, for the reasons given."
     assert judged("contacts", left_out("third", clauses=["WATCH-03"])) == f"{holds}."
     assert (
         judged("contacts", left_out("third", reason="x", clauses=["WATCH-03"], features=frozenset({"cors"})))
@@ -175,10 +177,38 @@ def test_a_server_of_contacts_is_told_how_much_nobody_verified():
     assert judged("anyone", left_out("third", reason="x", clauses=["WATCH-03"], policy="contacts")) == f"{holds}."
 
 
+def test_a_pass_says_how_much_the_target_file_keeps_from_being_verified():
+    """Else a server without a directory or a second instance would seem to be verified whole."""
+
+    def judged(result, **summary):
+        made = run(passed(), result, clauses=[clause("WATCH-01"), clause("WATCH-02")])
+        return report.verdict(replace(made, summary={**made.summary, **summary})).sentence
+
+    holds = "Every MUST that was verified holds"
+    lacking = left_out("directory", reason="the target lacks directory", clauses=["WATCH-01", "WATCH-02"])
+    assert judged(lacking) == f"{holds}; 1 clause was not verified, for the reasons given."
+    assert judged(left_out("long", reason=TOO_LONG, clauses=["WATCH-02"])).startswith(f"{holds}; 1 clause was not")
+    contacts = left_out("contacts", reason="about the policy", policy="contacts", clauses=["WATCH-02"])
+    assert judged(contacts, policy="anyone") == f"{holds}."
+    full = left_out("full", reason="of class full", clauses=["WATCH-02"], conformance=Class.FULL)
+    assert judged(full, **{"class": "guide"}) == f"{holds}."
+    assert judged(full, **{"class": "full"}) != f"{holds}."
+
+
+def test_clauses_are_counted_of_those_that_bind_the_target_and_can_be_seen():
+    of_guide = replace(clause("WATCH-01"), conformance=Class.GUIDE)
+    known = [of_guide, clause("WATCH-02"), clause("WATCH-03", unseen="It is in the server's head.")]
+    made = run(passed(), clauses=known)
+    assert "1 of 2 clauses hold." in report.totals(replace(made, summary={**made.summary, "class": "full"}))
+    assert "1 of 1 clauses of class guide hold." in report.totals(
+        replace(made, summary={**made.summary, "class": "guide"})
+    )
+
+
 def test_the_text_begins_with_the_verdict_and_tells_all_of_a_failure():
     lines = click.unstyle(report.text(doctored())).splitlines()
     assert lines[0] == "FAIL  Not every MUST holds: 1 case fails."
-    assert lines[1].startswith("  6 cases: 1 passed, 2 failed, 1 error, 1 unsupported, 1 not run. 1 of 5 clauses hold.")
+    assert lines[1].startswith("  6 cases: 1 passed, 2 failed, 1 error, 1 unsupported, 1 not run. 1 of 4 clauses hold.")
     assert lines[2] == "  target.toml: class full, http://127.0.0.1:8080, lease 2 s, slack 1 s"
     assert "FAIL  bad  The story of bad  (watching.toml, step 2)" in lines
     assert "WARN  slow  The story of slow  (watching.toml, step 2)" in lines
