@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 
 class _Absent:
@@ -33,7 +33,15 @@ LEEWAY = 10.0
 """s: how far two clocks may be apart."""
 
 
-def mismatch(expected: Any, actual: Any, *, since: float | None = None, at: str = "") -> str | None:
+class Mismatch(NamedTuple):
+    """What is wrong with a value, in words: "online: ", "true", "false"."""
+
+    place: str
+    expected: str
+    actual: str
+
+
+def mismatch(expected: Any, actual: Any, *, since: float | None = None, at: str = "") -> Mismatch | None:
     """What is wrong with a value.
 
     Args:
@@ -43,7 +51,7 @@ def mismatch(expected: Any, actual: Any, *, since: float | None = None, at: str 
         at: where the value stands, for the answer.
 
     Returns:
-        "online: expected true, was false"; None when it holds.
+        None when it holds.
     """
     if isinstance(expected, Mapping):
         return _object(expected, actual, since, at)
@@ -60,7 +68,7 @@ def mismatch(expected: Any, actual: Any, *, since: float | None = None, at: str 
     return None if same else _wrong(expected, actual, at)
 
 
-def _object(expected: Mapping[str, Any], actual: Any, since: float | None, at: str) -> str | None:
+def _object(expected: Mapping[str, Any], actual: Any, since: float | None, at: str) -> Mismatch | None:
     if "$exactly" in expected:
         exact = expected["$exactly"]
         if isinstance(actual, Mapping) and (more := set(actual) - set(exact)):
@@ -156,8 +164,8 @@ NAMED: dict[str, Callable[[Any, float], bool]] = {
 """The matchers with a name: of the value and of the time when the run began."""
 
 
-def _wrong(expected: Any, actual: Any, at: str) -> str:
-    return f"{at + ': ' if at else ''}expected {shown(expected)}, was {shown(actual)}"
+def _wrong(expected: Any, actual: Any, at: str) -> Mismatch:
+    return Mismatch(f"{at}: " if at else "", shown(expected), shown(actual))
 
 
 def shown(value: Any) -> str:

@@ -724,9 +724,7 @@ def _hold(story: Story, matcher: Any, value: Any, what: str, got: str | None = N
     if wrong:
         if got is None:
             raise Failed(f"{what}: {shown(matcher)}", f"was {shown(value)}")
-        place, _, rest_of_it = wrong.rpartition("expected ")
-        wanted, _, was = rest_of_it.rpartition(", was ")
-        raise Failed(f"{what}: {place}{wanted}", f"{place}{was}; {got}")
+        raise Failed(f"{what}: {wrong.place}{wrong.expected}", f"{wrong.place}{wrong.actual}; {got}")
 
 
 def _hold_headers(

@@ -289,10 +289,11 @@ def _distinct(instances: Sequence[Instance]) -> None:
 
 
 def _origin(url: str) -> str:
-    """A URL as all its spellings have it: the host in small letters, the port written out."""
+    """A URL as all its spellings have it: the host in small letters, one for this machine, the port written out."""
     parts = urlsplit(url)
+    host = "127.0.0.1" if parts.hostname in {"localhost", "::1"} else parts.hostname
     port = parts.port or (443 if parts.scheme in {"https", "wss"} else 80)
-    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"
+    return f"{parts.scheme}://{host}:{port}{parts.path}"
 
 
 class _Table:
@@ -319,7 +320,7 @@ class _Table:
     def number(self, name: str, default: float, *, above: float | None) -> float:
         self._read.add(name)
         value = self.raw.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # infinity, and NaN
             raise ValueError(f"{self.at(name)}: must be a number of seconds")
         if value < 0 or (above is not None and value <= above):
             least = "0 or more" if above is None else f"above {above:g}"

@@ -53,7 +53,7 @@ def test_what_holds_and_what_does_not(matcher, good, bad):
 
 
 def test_a_mismatch_names_the_place():
-    assert mismatch({"a": [{"b": True}]}, {"a": [{"b": False}]}) == "a[0].b: expected true, was false"
+    assert mismatch({"a": [{"b": True}]}, {"a": [{"b": False}]}) == ("a[0].b: ", "true", "false")
 
 
 def test_recent_is_of_the_last_minute_and_not_of_the_future():

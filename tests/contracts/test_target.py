@@ -43,6 +43,8 @@ def test_a_target_is_read_with_its_defaults(tmp_path):
     [
         ("laese = 2", TOKEN, "laese: is unknown"),
         ('lease = "2"', TOKEN, "lease: must be a number"),
+        (f"lease = 1{400 * '0'}", TOKEN, "lease: must be a number of seconds"),
+        ("lease = inf", TOKEN, "lease: must be a number of seconds"),
         ("lease = 0", TOKEN, "lease: must be above 0"),
         ("lease = 2\ngrace = 5", TOKEN, "grace: the cases need a server with none"),
         ("parallel = true", TOKEN, "parallel: must be an integer"),
@@ -53,6 +55,11 @@ def test_a_target_is_read_with_its_defaults(tmp_path):
         (
             "",
             TOKEN + '[[instances]]\nhttp = "http://127.0.0.1:8080"',
+            r"instances\[2\].http: is that of instances\[1\]",
+        ),
+        (
+            "",
+            TOKEN + '[[instances]]\nhttp = "http://localhost:8080"',
             r"instances\[2\].http: is that of instances\[1\]",
         ),
         (
