@@ -101,6 +101,10 @@ class FleetUser(User):
         graph = workload.friend_graph(self.size, mean=self.options.friends, most=self.options.most, seed=self.seed)
         return workload.watch_lists(graph, share=self.options.watchers, seed=self.seed)
 
+    def lacking(self) -> str | None:
+        """Why a run that ends now is not to be believed: what it is for has not happened. None: it has."""
+        return None
+
     # What it may use.
 
     @property
@@ -264,6 +268,8 @@ class FleetUser(User):
         if self._script is not None:
             with suppress(Exception):
                 self._script.kill()
+        if self.place == 0 and (why := self.lacking()):
+            self.recording.fail(why)
 
     def take(self, *, last: bool = False) -> tuple[LedgerResult, Counter[str]]:
         counts = self.crowd.tally()

@@ -34,7 +34,6 @@ class Expiry(FleetUser):
                 self.crowd.unmute(session, self.crowd.engine.now())
             self.pause(self.options.late)
 
-    def settle(self) -> None:
-        super().settle()
-        if self.place == 0 and self.crowd.engine.now() < self.over_at:
-            self.recording.fail("The run ended before the leases had: give it more seconds.")
+    def lacking(self) -> str | None:
+        is_over = self.crowd.engine.now() >= self.over_at
+        return None if is_over else "The run ended before the leases had: give it more seconds."

@@ -46,10 +46,8 @@ class Rolling(FleetUser):
         """Whether the server has closed a connection since it was to be restarted."""
         return self._closed() > self.closed_before
 
-    def settle(self) -> None:
-        super().settle()
-        if self.place == 0 and not self.is_restarted():
-            self.recording.fail("The server was not restarted: it closed no connection.")
+    def lacking(self) -> str | None:
+        return None if self.is_restarted() else "The server was not restarted: it closed no connection."
 
     def _closed(self) -> int:
         return sum(count for name, count in self.crowd.counts.items() if name.startswith("closed: "))

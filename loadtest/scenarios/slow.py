@@ -51,7 +51,5 @@ class Slow(FleetUser):
         finally:
             flips.kill(block=False)
 
-    def settle(self) -> None:
-        super().settle()
-        if self.place == 0 and not self.stalled:
-            self.recording.fail("The run ended before anybody had stopped reading: give it more seconds.")
+    def lacking(self) -> str | None:
+        return None if self.stalled else "The run ended before anybody had stopped reading: give it more seconds."
