@@ -18,6 +18,7 @@ from contracts.model import (
     SHORT_LEASE,
     STOPPED,
     TOO_LONG,
+    Case,
     Class,
     Clause,
     Entry,
@@ -116,9 +117,7 @@ def _unverified(run: Run) -> tuple[int, bool]:
     hidden: dict[str, bool] = {}
     for one in run.results:
         case = one.case
-        claimed = case.conformance is Class.GUIDE or of.get("class") != Class.GUIDE.value
-        claimed = claimed and (case.policy != "contacts" or of.get("policy") == "contacts")
-        claimed = claimed and not case.features & set(of.get("unsupported", ()))
+        claimed = _claims(run, case) and (case.policy != "contacts" or of.get("policy") == "contacts")
         if one.outcome is Outcome.NOT_RUN and claimed and not _left_out(one):
             by_policy = case.policy == "anyone" and of.get("policy") == "contacts"
             for clause in case.clauses:
@@ -160,13 +159,22 @@ def _applies(result: Result, run: Run) -> bool:
     }
     named = [f"hook:{name}" for name in of.get("hooks", ())] + [f"claim:{name}" for name in of.get("claims", ())]
     return (
-        (case.conformance is Class.GUIDE or of.get("class") != Class.GUIDE.value)
+        _claims(run, case)
         and case.policy in {"any", of.get("policy", case.policy)}
-        and not case.features & set(of.get("unsupported", ()))
         and not any(lacking.get(need) for need in case.needs)
         and all(need in named for need in case.needs if ":" in need)
         and not (of.get("ids") == "uuid" and has_other_ids(case))
     )
+
+
+def _claims(run: Run, case: Case) -> bool:
+    """Whether the target is of the case's class, and has what it is about."""
+    return _binds(run, case.conformance) and not case.features & set(run.summary.get("unsupported", ()))
+
+
+def _binds(run: Run, conformance: Class) -> bool:
+    """Whether what is of a class is asked of the target."""
+    return conformance is Class.GUIDE or run.summary.get("class") != Class.GUIDE.value
 
 
 def counts(run: Run) -> Mapping[Outcome, int]:
@@ -242,12 +250,10 @@ def totals(run: Run) -> str:
     """One line: the cases by outcome, the clauses that hold of those that bind the target and can be seen, the time."""
     of = counts(run)
     cases = ", ".join(f"{count} {outcome.value}" for outcome, count in of.items() if count) or "none"
-    guide = run.summary.get("class") == Class.GUIDE.value
-    bound = {
-        name for name, one in run.clauses.items() if not one.unseen and (one.conformance is Class.GUIDE or not guide)
-    }
+    bound = {name for name, one in run.clauses.items() if not one.unseen and _binds(run, one.conformance)}
+    of_class = "" if _binds(run, Class.FULL) else " of class guide"
     found = Counter(state for clause, state in states(run).items() if clause in bound)
-    hold = f"{found[State.HOLDS]} of {len(bound)} clauses{' of class guide' if guide else ''} hold"
+    hold = f"{found[State.HOLDS]} of {len(bound)} clauses{of_class} hold"
     if found[State.IN_PART]:
         hold += f", {found[State.IN_PART]} in part"
     return f"{len(run.results)} cases: {cases}. {hold}. {run.seconds:.1f} s."
