@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PAGE = 500  # users to a read of the store
 SNAPSHOTS = 8  # snapshots read at once: when all clients come back together, the sweep is to get through
+RECORDS = 16  # of who watches whom, at once: likewise
 REMOVALS = 4  # of who watches whom, at once: when thousands go, all else is to get through
 SETTLED = 30 * 86_400.0  # s for which it is remembered that a loss of the store was settled with the history
 
@@ -76,6 +77,7 @@ class PresenceService:
         self._clock = clock
         self._draining = False
         self._snapshots = asyncio.Semaphore(SNAPSHOTS)
+        self._records = asyncio.Semaphore(RECORDS)
         self._removals = asyncio.Semaphore(REMOVALS)
         self._settled = [asyncio.Event() for _ in range(store.partitions)]
         for partition in range(store.partitions):
@@ -280,7 +282,8 @@ class PresenceService:
     async def watch(self, watcher: Watcher, users: Collection[str]) -> None:
         """Record for others to see that the session watches ``users``. When the store is away the cleanup does it."""
         try:
-            await self.store.watch(watcher.session, users)
+            async with self._records:
+                await self.store.watch(watcher.session, users)
         except StoreUnavailable as error:
             log.info("watches of %s are recorded later: %s", watcher.session.user, error)
 

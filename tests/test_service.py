@@ -15,7 +15,7 @@ from presence.adapters.sqlite import SqliteHistory
 from presence.core.model import Change, Reason, Session, Status
 from presence.fanout import Fanout, Watcher
 from presence.ports import DirectoryUnavailable, HistoryUnavailable, StoreUnavailable, TooManyConnections
-from presence.service import PAGE, REMOVALS, SNAPSHOTS, PresenceService, Rules
+from presence.service import PAGE, RECORDS, REMOVALS, SNAPSHOTS, PresenceService, Rules
 from tests.support.deployment import Deployment
 from tests.support.waiting import wait_until
 
@@ -608,27 +608,36 @@ async def test_while_a_partition_settles_snapshots_do_not_ask_it(rig):
     assert reads(rig) == [("read", [1])] * 2
 
 
-async def test_a_few_snapshots_only_are_read_at_once(rig):
+class Gate:
+    """In place of a method of the store: calls wait until it is opened, and are counted."""
+
+    def __init__(self, rig, name, monkeypatch):
+        self._call = getattr(rig.store.port, name)
+        self._open = asyncio.Event()
+        self.under_way = self.most = 0
+        monkeypatch.setattr(rig.store, name, self, raising=False)
+
+    async def __call__(self, *arguments):
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await self._open.wait()
+        self.under_way -= 1
+        return await self._call(*arguments)
+
+    def open(self):
+        self._open.set()
+
+
+async def test_a_few_snapshots_only_are_read_at_once(rig, monkeypatch):
     service = rig.service()
     await rig.swept()
-    under_way = most = 0
-    gate = asyncio.Event()
-
-    async def read(users):
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await gate.wait()
-        under_way -= 1
-        return await rig.store.port.read(users)
-
-    rig.store.read = read
+    gate = Gate(rig, "read", monkeypatch)
     watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * SNAPSHOTS + 1)]
     tasks = [asyncio.create_task(service.snapshot(watcher, ["alice"])) for watcher in watchers]
-    await wait_until(lambda: under_way >= SNAPSHOTS)
-    gate.set()
+    await wait_until(lambda: gate.under_way >= SNAPSHOTS)
+    gate.open()
     await done(asyncio.gather(*tasks))
-    assert most == SNAPSHOTS
+    assert gate.most == SNAPSHOTS
 
 
 async def test_watches_are_recorded(rig):
@@ -645,29 +654,33 @@ async def test_watches_are_recorded(rig):
 async def test_the_watches_of_thousands_who_go_at_once_are_removed_a_few_at_a_time(rig, monkeypatch):
     """Else all else waits behind them, until the store seems to be away."""
     service = rig.service()
-    remove = rig.store.port.unwatch
-    under_way = most = 0
-    gate = asyncio.Event()
-
-    async def unwatch(session, users):
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await gate.wait()
-        await remove(session, users)
-        under_way -= 1
-
-    monkeypatch.setattr(rig.store, "unwatch", unwatch, raising=False)
+    gate = Gate(rig, "unwatch", monkeypatch)
     watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * REMOVALS + 1)]
     for watcher in watchers:
         await service.watch(watcher, ["alice"])
     going = [asyncio.create_task(service.unwatch(watcher)) for watcher in watchers]
-    await wait_until(lambda: under_way >= REMOVALS)
+    await wait_until(lambda: gate.under_way >= REMOVALS)
     await done(service.watch(watch(rig, "another", "alice"), ["alice"]))  # who comes does not wait for them
-    gate.set()
+    gate.open()
     await done(asyncio.gather(*going))
-    assert most == REMOVALS
+    assert gate.most == REMOVALS
     assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"another"}
+
+
+async def test_the_watches_of_thousands_who_come_at_once_are_recorded_a_few_at_a_time(rig, monkeypatch):
+    """Else all else waits behind them: of 19,000 who came back at once 1,000 were told that the store is away."""
+    service = rig.service()
+    gate = Gate(rig, "watch", monkeypatch)
+    watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * RECORDS + 1)]
+    coming = [asyncio.create_task(service.watch(watcher, ["alice"])) for watcher in watchers]
+    await wait_until(lambda: gate.under_way >= RECORDS)
+    await rig.swept()
+    await done(service.snapshot(watchers[0], ["alice"]))  # nobody waits for them but they themselves
+    gate.open()
+    await done(asyncio.gather(*coming))
+    assert gate.most == RECORDS
+    viewers = {watcher.session.user for watcher in watchers}
+    assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == viewers
 
 
 async def test_when_the_store_is_away_watching_goes_on(rig):
