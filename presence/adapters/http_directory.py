@@ -15,7 +15,7 @@ from functools import partial
 import aiohttp
 
 from presence.adapters.answers import Answers
-from presence.core.model import ID
+from presence.core.model import no_ids
 from presence.ports import DirectoryUnavailable, Health
 
 log = logging.getLogger(__name__)
@@ -106,6 +106,6 @@ class HttpDirectory:
             ids = json.loads(body)
         except (ValueError, RecursionError):
             raise ValueError("not JSON") from None
-        if not isinstance(ids, list) or not all(isinstance(one, str) and ID.fullmatch(one) for one in ids):
+        if not isinstance(ids, list) or no_ids(ids):
             raise ValueError("not a JSON array of ids")
         return tuple(dict.fromkeys(ids))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from quart import Blueprint, Response, request
 
 from presence.core.ago import language_of, last_active_ago
-from presence.core.model import ID, Status, rfc3339
+from presence.core.model import ID, Status, no_ids, rfc3339
 from presence.server.auth import InvalidToken, TokenVerifier, bearer
 from presence.server.budget import IdBudget
 from presence.server.problems import Problem
@@ -83,20 +83,16 @@ async def _ids(most: int) -> Sequence[str]:
         raise Problem(400, "body is not JSON") from None
     if not isinstance(ids, list):
         raise Problem(400, "body must be a JSON array of user ids")
-    for user_id in ids:
-        if not isinstance(user_id, str) or not _is_id(user_id):
-            raise _no_id(user_id, "userId")
+    if wrong := no_ids(ids):
+        raise _no_id(wrong[0], "userId")
     distinct = list(dict.fromkeys(ids))
     if len(distinct) > most:
         raise Problem(413, f"more than {most} user ids")
     return distinct
 
 
-_is_id = ID.fullmatch
-
-
 def _check(value: str, name: str) -> None:
-    if not _is_id(value):
+    if not ID.fullmatch(value):
         raise _no_id(value, name)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from presence import stomp
 from presence.core.device import device_of
-from presence.core.model import ID, Session, Status
+from presence.core.model import Session, Status, no_ids
 from presence.fanout import Watcher
 from presence.ports import DirectoryUnavailable, StoreUnavailable, TooManyConnections
 from presence.server.auth import LEEWAY_SECONDS, InvalidToken, KeysUnavailable, Token, TokenVerifier, bearer
@@ -430,9 +430,8 @@ class Client:
             raise StompError("userIds must be an array of ids", 1008)
         if len(users) > limit:
             raise StompError(f"userIds: more than {limit} ids in one frame", 1008)
-        for user in users:
-            if not isinstance(user, str) or not ID.fullmatch(user):
-                raise StompError(f"userIds: {str(user)[:64]!r} is not an id", 1008)
+        if wrong := no_ids(users):
+            raise StompError(f"userIds: {str(wrong[0])[:64]!r} is not an id", 1008)
         if self._endpoint.budget.take(session.user, len(users), time.monotonic()):
             raise StompError("userIds: too many ids a second", 1008)
         return list(dict.fromkeys(users))

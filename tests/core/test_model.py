@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from presence.core.model import ID, Change, Reason, Session, Status, rfc3339
+from presence.core.model import ID, Change, Reason, Session, Status, no_ids, rfc3339
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,30 @@ def test_an_id_may_hold_letters_digits_and_a_few_marks(good):
 def test_what_could_blur_a_key_is_no_id(bad):
     """WIRE §1: "No colon, so keys stay unambiguous"."""
     assert not ID.fullmatch(bad)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        ["alice"],
+        ["alice", "bob", "c" * 128],
+        ["alice\nbob"],
+        ["alice", "bob\n"],
+        ["\nalice"],
+        ["alice", "", "bob"],
+        ["c" * 129, "alice", "a b"],
+        ["alice", None, 7, ["bob"], {"carol": 1}, "bob", "é"],
+        ["a:b"] * 3,
+    ],
+)
+def test_those_that_are_no_ids_are_found_as_one_by_one(values):
+    assert list(no_ids(values)) == [one for one in values if not (isinstance(one, str) and ID.fullmatch(one))]
+
+
+@given(st.lists(st.text("aZ0._~@-\n :é", max_size=4) | st.none(), max_size=5))
+def test_no_list_makes_a_difference(values):
+    assert list(no_ids(values)) == [one for one in values if one is None or not ID.fullmatch(one)]
 
 
 def test_a_change_is_told_as_the_event_of_the_guide():
