@@ -46,12 +46,12 @@ bench: .venv/dev $(SERVICES)  ## Measure the small parts, then the table of docs
 	$(BIN)/python -m pytest benchmarks
 	$(BIN)/python -m benchmarks $(ROWS)
 
-fuzz: .venv/dev  ## Fuzz a server (SECONDS=60, SEED=, LEVEL=all, RATE=inf, NICE=0), or with TARGET=codec the codec
+fuzz: .venv/dev  ## Fuzz a server (SECONDS=60, SEED=, LEVEL=all, RATE=inf, NICE=0, APART=1), or with TARGET=codec the codec
 ifeq ($(TARGET),codec)
 	$(PIP) install --target .venv/fuzz atheris==3.0.0
 	PYTHONPATH=.venv/fuzz:. $(BIN)/python tests/fuzz/codec.py -max_total_time=$(SECONDS) -max_len=4096
 else
-	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --level $(LEVEL) --rate $(RATE) --nice $(NICE) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --level $(LEVEL) --rate $(RATE) --nice $(NICE) $(if $(APART),--apart) $(if $(SEED),--seed $(SEED))
 endif
 soak: .venv/dev $(SERVICES)  ## Break a fleet for hours (SECONDS=60, SEED=, FULL=1: with Kafka and Cassandra)
 	$(BIN)/python -m tests.fleet soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(FULL),--full)

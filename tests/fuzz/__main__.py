@@ -22,6 +22,7 @@ async def _main() -> int:
     parser.add_argument("--messages", type=int, default=0, help="so many, however long it takes")
     parser.add_argument("--rate", type=float, default=float("inf"), help="messages a second, at most")
     parser.add_argument("--nice", type=int, default=0, help="how much the attacker gives way to the server")
+    parser.add_argument("--apart", action="store_true", help="the neighbour on a server of its own, for comparison")
     parser.add_argument("--seed", default="")
     parser.add_argument("--level", choices=("all", *LEVELS, JWKS), default="all")
     parser.add_argument("--only", type=int, help="the case of this number alone")
@@ -29,7 +30,7 @@ async def _main() -> int:
     seed = options.seed or secrets.token_hex(4)
     levels = LEVELS if options.level == "all" else (options.level,)
     _say(f"seed {seed}")
-    campaign = Campaign(seed, levels, _say, rate=options.rate, nice=options.nice)
+    campaign = Campaign(seed, levels, _say, rate=options.rate, nice=options.nice, apart=options.apart)
     campaign.server.start()
     try:
         if options.only is not None:

@@ -38,9 +38,15 @@ class Campaign:
         *,
         rate: float = float("inf"),
         nice: int = 0,
+        apart: bool = False,
         **settings: Any,
     ) -> None:
-        """Start nothing yet. ``nice``: how much the attacker gives way on the cores that all share."""
+        """Start nothing yet.
+
+        Args:
+            nice: how much the attacker gives way on the cores that all share.
+            apart: the neighbour is on a server of its own: what it feels then is the machine's doing, and not ours.
+        """
         self.seed = seed
         self.levels = levels
         self.findings: list[str] = []
@@ -48,7 +54,9 @@ class Campaign:
         self.connections: Counter[str] = Counter()
         self.answers: dict[str, Counter[str]] = {level: Counter() for level in levels}
         self.report: dict[str, Any] = {}
-        self.server = ServerProcess(**{"lease_seconds": 5, "cleanup_seconds": 5} | settings)
+        own: dict[str, Any] = {"lease_seconds": 5, "cleanup_seconds": 5} | settings
+        self.server = ServerProcess(**own)
+        self._home = ServerProcess(**own) if apart else self.server
         self._say = say
         self._rate = rate  # messages a second, at most
         self._nice = nice
@@ -63,6 +71,8 @@ class Campaign:
     async def run(self, *, messages: int = 0, seconds: float = 0.0) -> None:
         """Warm up with a tenth as much, take the measures, and go on for so many messages or seconds."""
         await self.server.ready()
+        if self._home is not self.server:
+            await self._home.start().ready()
         self._store = self.server.redis()
         pid = self.server.pid
         neighbour = await self._neighbour()
@@ -88,6 +98,8 @@ class Campaign:
         finally:
             neighbour.kill()
             await neighbour.wait()
+            if self._home is not self.server:
+                self._home.close()
         if "Traceback" in self.server.log or " ERROR " in self.server.log:
             at = self.server.log.find("Traceback")
             self.findings.append(
@@ -198,7 +210,7 @@ class Campaign:
     async def _neighbour(self) -> asyncio.subprocess.Process:
         tokens = [good_token(self._world, f"fuzz-{name}") for name in ("neighbour", "watcher", "flipper")]
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.fuzz.neighbour", self.server.ws, *tokens, cwd=ROOT,
+            sys.executable, "-m", "tests.fuzz.neighbour", self._home.ws, *tokens, cwd=ROOT,
             env=environment({}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
 
