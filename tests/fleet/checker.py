@@ -33,6 +33,8 @@ Where the truth is out of reach, the rules say so, and cover no more:
 - Whoever brings the changes to Kafka may have been the instance that is killed, stopped or frozen: until another takes
   over (`Setup.takeover`) they are late. That Kafka is back, the next try notices (`Setup.retry`).
 - While the clients themselves were stalled (a loaded machine) they could read nothing.
+- What takes the store's place may have a clock that is behind (`Setup.behind`); until that has come to the last version
+  of before, it does not say when a change was made, but the look at the stream in which it was met.
 """
 
 from __future__ import annotations
@@ -139,6 +141,8 @@ class Change:
     """A change in the store's stream."""
 
     made: float
+    since: float
+    """It was not made before: earlier than `made` where the store's clock cannot tell."""
     online: bool
     version: int
     line: int
@@ -198,6 +202,7 @@ class _Record:
         self.final: dict[str, list[tuple[Event, int]]] = defaultdict(list)  # store, rest, row, kept, log
         self.end = history.events[-1].at if history.events else 0.0
         self.is_ended = False
+        self._behind = 0.0  # the store's clock, by now
         self._current: dict[str, Span] = {}  # by session, while it is neither ended nor signed off
         self._first: dict[str, Span] = {}
         self._asked: dict[tuple[str, int], tuple[Span, int]] = {}
@@ -312,17 +317,22 @@ class _Record:
         self.polls.append((event, line))
 
     def _change(self, event: Event, line: int) -> None:
-        made = event.version / 1e6 - self.setup.unix
-        self.changes[event.user].append(Change(made, event.online, event.version, line))
+        made = since = event.version / 1e6 - self.setup.unix + self._behind
+        if self._behind and made > event.at:  # versions went on from the last before the fail-over
+            made, since = event.at, event.at - event.seconds
+        self.changes[event.user].append(Change(made, since, event.online, event.version, line))
 
     def _amnesty(self, event: Event, line: int) -> None:
-        self.amnesties.append(Outage("redis", "amnesty", event.at, event.at + event.seconds))
+        begun = event.at + self._behind
+        self.amnesties.append(Outage("redis", "amnesty", begun, begun + event.seconds))
 
     def _stalled(self, event: Event, line: int) -> None:
         self.stalls.append(Outage("clients", "stalled", event.at, event.at + event.seconds))
 
     def _fault(self, event: Event, line: int) -> None:
         self._faults[event.on] = event
+        if event.how == "failed over":
+            self._behind = self.setup.behind
 
     def _mended(self, event: Event, line: int) -> None:
         begun = self._faults.pop(event.on)
@@ -628,7 +638,7 @@ class _Check:
         changes = self.changes[user]
         for change, following in zip(changes, [*changes[1:], None], strict=True):
             if not change.online:
-                if found := self._there(user, change.made):
+                if (found := self._there(user, change.made)) and found[0] <= change.since:
                     alive = found[1]
                     says = f"offline with session {alive.session} on {alive.instance}"
                     self._find("false offline", user, change.made, says, [change.line, alive.line, alive.end_line])

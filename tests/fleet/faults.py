@@ -17,6 +17,9 @@ from tests.support.redis_cluster import RedisClusterProcess
 from tests.support.redis_process import RedisProcess
 from tests.support.sentinel import SentinelProcess
 
+BEHIND = 5.0
+"""How much the clock of a replica may be behind its primary's, s: more than a lease and an amnesty."""
+
 BEFORE, AFTER = 2.0, 3.0
 """How long the run goes on before and after what is broken, s."""
 
@@ -171,8 +174,10 @@ FAULTS: dict[str, Fault] = {
     "redis empty, instance killed": Fault(both(restarted("redis", 1.0, empty=True), instance_killed)),
     "redis frozen, instance killed": Fault(both(frozen("redis", 2 * LEASE), instance_killed)),
     "sentinel fails over": Fault(primary_fails_over, store=SentinelProcess),
-    "sentinel fails over, last writes lost, instance killed": Fault(
-        both(fails_over_without_the_last_writes, instance_killed), store=SentinelProcess
+    "sentinel fails over to a clock 5 s behind, last writes lost, instance killed": Fault(
+        both(fails_over_without_the_last_writes, instance_killed),
+        store=partial(SentinelProcess, behind=BEHIND),
+        world={"behind": BEHIND},
     ),
     "cluster fails over": Fault(
         primary_fails_over,

@@ -23,8 +23,9 @@ were noted. Fields that have their default are left out. All times are s of one 
 ``told``              a MESSAGE: ``session``, ``subscription``, ``user``, ``online``, ``version``, ``snapshot``
 ``polled``            REST on an ``instance`` was asked ``seconds`` before, and says: ``user``, ``online``; or for
                       all of them ``how``: unknown, a 503
-``change``            a change in the store's stream: ``user``, ``online``, ``version``, ``why``
-``amnesty``           the store has begun an amnesty at ``at`` that lasts for ``seconds``
+``change``            a change in the store's stream: ``user``, ``online``, ``version``, ``why``; it had not been there
+                      when the stream was looked at ``seconds`` before
+``amnesty``           the store has begun an amnesty at ``at`` by its clock, that lasts for ``seconds``
 ``stalled``           from ``at`` on the process of the clients did nothing for ``seconds``
 ``fault``             something is about to be broken: ``on`` (redis, kafka, cassandra, or the name of an instance),
                       ``how`` (killed, frozen, stopped: as planned, emptied: killed, and its data are lost, failed
@@ -79,6 +80,8 @@ class Setup:
     drain: float = 2.0
     unix: float = 0.0
     """The store's clock (Unix epoch) when the record's was 0."""
+    behind: float = 0.0
+    """How much earlier it is by the clock of what takes the store's place in a fail-over."""
     relayed: bool = False
     """Changes go through Kafka, whose log is in the record."""
     takeover: float = 0.0

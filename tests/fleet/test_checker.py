@@ -264,6 +264,7 @@ def test_another_watcher_passes(story):
 
 
 FALSE = {("false offline", "alice")}
+BOB = {("false offline", "bob")}
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.0, FALSE), (4.01, FALSE)])
@@ -779,6 +780,47 @@ def test_who_comes_at_a_fail_over_may_be_forgotten(story, at, excused):
     story.add(at + 0.05, "left", session="b")
     story.broken("redis", "failed over", 8.0, 8.2)
     assert (("ghost", "bob") in story.findings()) is not excused
+
+
+def behind(story: Story, by: float) -> None:
+    """At 8 the store fails over to one whose clock is so many s behind. Bob, who has come by then, goes on beating."""
+    story.setup = replace(story.setup, behind=by)
+    story.broken("redis", "failed over", 8.0, 8.5)
+    story.come("b", "bob", 7.0)
+    story.beats("b", 7.8, 13.5)
+
+
+def gone_at(story: Story, stamp: float, seen: float) -> None:
+    """Bob's change to offline, and the time by the store's clock; it was not there when looked at 50 ms before."""
+    story.change("bob", stamp, online=False)
+    story.alter(of("change", user="bob", version=version(stamp)), at=seen, seconds=0.05)
+    story.add(20.3, "row", user="bob", online=False, version=version(stamp))
+
+
+@pytest.mark.parametrize(("by", "left", "expected"), [(5.0, 13.98, set()), (5.0, 20.5, BOB), (0.0, 13.98, BOB)])
+def test_after_a_fail_over_to_a_clock_behind_a_change_was_made_that_much_later(story, by, left, expected):
+    behind(story, by)
+    story.add(left, "left", session="b")
+    gone_at(story, 9.0, seen=14.01)
+    assert story.findings() & BOB == expected
+
+
+@pytest.mark.parametrize(
+    ("left", "back", "expected"),
+    [
+        (9.98, 30.0, set()),
+        (9.95, 9.86, set()),  # connected again at 9.96: when it was made he may have been away
+        (9.93, 9.84, BOB),
+        (20.5, 30.0, BOB),
+    ],
+)
+def test_as_long_as_that_clock_stands_still_a_change_was_made_since_the_last_look(story, left, back, expected):
+    """Its stamp follows the last from before the fail-over."""
+    behind(story, 5.0)
+    story.add(left, "left", session="b")
+    story.come("b2", "bob", back, change=False)
+    gone_at(story, 7.99, seen=10.0)
+    assert story.findings() & BOB == expected
 
 
 @pytest.mark.parametrize(("back", "expected"), [(5.2, set()), (5.3, GHOST)])

@@ -100,6 +100,7 @@ class World:
         kafka: None: the instances read the changes from Redis.
         cassandra: None: each instance has a history of its own, in SQLite.
         skewed: the clock of the first instance is so many s ahead.
+        behind: that of what takes the store's place in a fail-over is so many s behind.
         proxied: some connections go through a network that `cut` cuts.
         settings: of all instances.
     """
@@ -116,6 +117,7 @@ class World:
         watchers: int = 300,
         instances: int = 3,
         skewed: float = 0.0,
+        behind: float = 0.0,
         proxied: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> None:
@@ -136,6 +138,7 @@ class World:
             amnesty=self.settings["amnesty_seconds"],
             drain=self.settings["drain_seconds"],
             unix=unix,
+            behind=behind,
             relayed=kafka is not None,
             takeover=0.0 if kafka is None else TAKEOVER,
             retry=0.0 if kafka is None else RETRY,
@@ -158,6 +161,7 @@ class World:
         self._bases = [f"{tag}presence:" for tag in tags(self.settings.get("redis_partitions", 1))]
         self._last = dict.fromkeys(self._bases, "0-0")  # of each stream, as far as it is read
         self._version = dict.fromkeys(self._bases, 0)
+        self._read = dict.fromkeys(self._bases, 0.0)  # when it was read so far
         self._tasks: list[asyncio.Task[None]] = []
 
     # The run
@@ -413,7 +417,8 @@ class World:
                     look = time.monotonic() - looked > 0.3
                     looked = time.monotonic() if look else looked
                     for base in self._bases:
-                        self._changes(base, await client.xrange(f"{base}changes", f"({self._last[base]}"))
+                        began = self.recorder.now
+                        self._changes(base, began, await client.xrange(f"{base}changes", f"({self._last[base]}"))
                         amnesty: Any = await client.hgetall(f"{base}amnesty") if look else None
                         if amnesty and amnesty["epoch"] != epochs.get(base):
                             epochs[base] = epoch = amnesty["epoch"]
@@ -434,19 +439,23 @@ class World:
 
     def _catch_up(self) -> None:
         for base in self._bases:
-            self._changes(base, self.store.redis().xrange(f"{base}changes", f"({self._last[base]}"))
+            began = self.recorder.now
+            self._changes(base, began, self.store.redis().xrange(f"{base}changes", f"({self._last[base]}"))
 
     def _online(self) -> set[str]:
         return {user for base in self._bases for user in self.store.redis().smembers(f"{base}online")}
 
-    def _changes(self, base: str, entries: Any) -> None:
+    def _changes(self, base: str, began: float, entries: Any) -> None:
+        unseen = round(self.recorder.now - self._read[base], 4)
         for entry, fields in entries:
             ms, us = entry.split("-")
             version = int(ms) * 1000 + int(us)
             if version > self._version[base]:  # both read
                 online = fields["online"] == "1"
-                self.recorder.note("change", user=fields["user"], online=online, version=version, why=fields["reason"])
+                told = {"user": fields["user"], "online": online, "version": version, "why": fields["reason"]}
+                self.recorder.note("change", seconds=unseen, **told)
                 self._last[base], self._version[base] = entry, version
+        self._read[base] = max(self._read[base], began)
 
     def _at_rest(self) -> bool:
         online = self._online()

@@ -10,9 +10,9 @@ class RedisProcess(ValkeyProcess):
 
     version = ""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, behind: float = 0.0) -> None:
         room = ("--client-output-buffer-limit", "pubsub", "256mb", "64mb", "60")
-        super().__init__("--notify-keyspace-events", "Ex", *room, *options)
+        super().__init__("--notify-keyspace-events", "Ex", *room, *options, behind=behind)
 
     async def start(self, *, empty: bool = False) -> RedisProcess:
         """Start it, also again after it was killed: with its data, or ``empty``."""

@@ -60,13 +60,15 @@ class OneSentinel(Process):
 class SentinelProcess:
     """Three `sentinels` over two `servers`, of which the first is the primary to begin with.
 
-    A server and a sentinel are killed, frozen and started by their own methods.
+    A server and a sentinel are killed, frozen and started by their own methods. The replica's clock may be so many s
+    ``behind`` the primary's.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, behind: float = 0.0) -> None:
         replication = ("--repl-diskless-sync-delay", "0")
         primary = RedisProcess(*replication, *options)
-        replica = RedisProcess(*replication, "--replicaof", f"127.0.0.1 {primary.port}", *options)
+        following = ("--replicaof", f"127.0.0.1 {primary.port}")
+        replica = RedisProcess(*replication, *following, *options, behind=behind)
         self.servers = [primary, replica]
         self.sentinels = [OneSentinel(primary.port) for _ in range(3)]
         addresses = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)

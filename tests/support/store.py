@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+from pathlib import Path
 
 import redis
 from redis.asyncio import Redis as AsyncioRedis
@@ -28,15 +30,36 @@ def valkey_binary() -> str:
     return found
 
 
-class ValkeyProcess(Process):
-    """A Valkey server. Each write is in its append-only file before it is answered, so that a kill loses nothing."""
+def clock_library() -> Path | None:
+    """The library that sets the clock of the programs into which it is loaded, libfaketime; None: it is not here."""
+    places = ("lib*/*/faketime/libfaketime.so.1", "lib*/faketime/libfaketime.so.1")  # Debian's, and others'
+    return next((found for place in places for found in Path("/usr").glob(place)), None)
 
-    def __init__(self, *options: str) -> None:
+
+def clock_behind(seconds: float) -> dict[str, str]:
+    """The environment of a program whose time of day is so many s behind; how fast time goes by it knows rightly."""
+    library = clock_library()
+    assert library, "libfaketime is not here"
+    return os.environ | {
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"-{seconds:g}s",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+class ValkeyProcess(Process):
+    """A Valkey server. Each write is in its append-only file before it is answered, so that a kill loses nothing.
+
+    Its clock may be so many s ``behind``.
+    """
+
+    def __init__(self, *options: str, behind: float = 0.0) -> None:
         super().__init__()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.data = self.root / "data"
         self._options = options
+        self._behind = behind
         self._client = redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
 
     async def start(self, *, empty: bool = False) -> ValkeyProcess:
@@ -46,7 +69,8 @@ class ValkeyProcess(Process):
         self.data.mkdir(exist_ok=True)
         settings = {"--port": str(self.port), "--bind": "127.0.0.1", "--dir": str(self.data), **KEPT}
         arguments = [word for option in settings.items() for word in option]
-        self.spawn([valkey_binary(), *arguments, *self._options])
+        env = clock_behind(self._behind) if self._behind else None
+        self.spawn([valkey_binary(), *arguments, *self._options], env)
 
         def answers() -> bool:
             assert self.running, f"Valkey ended:\n{self.log}"
