@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from tests.fuzz import peer as peers
 from tests.fuzz.generate import JWKS, Bytes, Request, Socket, TokenCase, World, generate, good_token
 from tests.fuzz.peer import Finding, Peer
-from tests.support.server import ROOT, SECRET, ServerProcess, environment
+from tests.support.server import ROOT, SECRET, ServerProcess, environment, running
 from tests.support.waiting import wait_until
 
 SLOTS = {"http": 24, "websocket": 8, "stomp": 8, "rest": 4, "token": 4, JWKS: 4}  # connections at a time
@@ -54,9 +55,8 @@ class Campaign:
         self.connections: Counter[str] = Counter()
         self.answers: dict[str, Counter[str]] = {level: Counter() for level in levels}
         self.report: dict[str, Any] = {}
-        own: dict[str, Any] = {"lease_seconds": 5, "cleanup_seconds": 5} | settings
-        self.server = ServerProcess(**own)
-        self._home = ServerProcess(**own) if apart else self.server
+        self.server = ServerProcess(**{"lease_seconds": 5, "cleanup_seconds": 5} | settings)
+        self._apart = apart
         self._say = say
         self._rate = rate  # messages a second, at most
         self._nice = nice
@@ -71,12 +71,9 @@ class Campaign:
     async def run(self, *, messages: int = 0, seconds: float = 0.0) -> None:
         """Warm up with a tenth as much, take the measures, and go on for so many messages or seconds."""
         await self.server.ready()
-        if self._home is not self.server:
-            await self._home.start().ready()
         self._store = self.server.redis()
         pid = self.server.pid
-        neighbour = await self._neighbour()
-        try:
+        async with self._neighbour() as neighbour:
             await asyncio.sleep(2)
             quiet = await self._ask(neighbour)
             os.nice(self._nice)
@@ -95,11 +92,6 @@ class Campaign:
                 self.findings.append(f"all: the server grew by {growth / 2**20:.1f} MiB")
             if not self.server.running or self.server.pid != pid:
                 self.findings.append("all: the server is gone")
-        finally:
-            neighbour.kill()
-            await neighbour.wait()
-            if self._home is not self.server:
-                self._home.close()
         if "Traceback" in self.server.log or " ERROR " in self.server.log:
             at = self.server.log.find("Traceback")
             self.findings.append(
@@ -207,12 +199,22 @@ class Campaign:
         clients: Any = self._store.client_list()
         return len(list(Path(f"/proc/{self.server.pid}/fd").iterdir())) - len(clients)
 
-    async def _neighbour(self) -> asyncio.subprocess.Process:
+    @asynccontextmanager
+    async def _neighbour(self) -> AsyncIterator[asyncio.subprocess.Process]:
         tokens = [good_token(self._world, f"fuzz-{name}") for name in ("neighbour", "watcher", "flipper")]
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.fuzz.neighbour", self._home.ws, *tokens, cwd=ROOT,
-            env=environment({}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        own = ("port", "data_dir", "directory")
+        alike = {name: value for name, value in self.server.settings.items() if name not in own}
+        async with running(**alike) if self._apart else nullcontext(self.server) as home:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.fuzz.neighbour", home.ws, *tokens, cwd=ROOT,
+                env=environment({}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            try:
+                yield process
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
 
     async def _ask(self, neighbour: asyncio.subprocess.Process) -> Mapping[str, Any]:
         assert neighbour.stdin is not None
