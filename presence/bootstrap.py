@@ -434,6 +434,7 @@ def _jobs(
             job = partial(jobs.on_one_instance, store, f"{name}.{service.history.name}", 1.5 * seconds, job)
         work.append((name, partial(jobs.every, seconds, job, name)))
 
+    work.append(("watch records", service.records.run))
     if settings.redis_url:
         work.append(("redis check", partial(_check_redis, store)))
     if parts.cassandra:

@@ -183,7 +183,7 @@ async def stats(service: PresenceService) -> None:
 
 async def renew_watches(service: PresenceService) -> None:
     """Keep the records of what open sessions watch."""
-    await service.store.renew_watches(service.open_sessions())
+    await service.renew_watches(service.open_sessions())
 
 
 async def renew_open_sessions(service: PresenceService) -> None:

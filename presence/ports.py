@@ -131,8 +131,8 @@ class PresenceStore(Protocol):
     async def unwatch(self, session: Session, users: Collection[str] | None = None) -> None:
         """Record that the session watches ``users`` no more; None: nobody."""
 
-    async def renew_watches(self, sessions: Iterable[Session]) -> None:
-        """Keep what these sessions watch from lapsing; record it again where it was lost."""
+    async def renew_watches(self, sessions: Iterable[Session]) -> Sequence[Session]:
+        """Keep what these sessions watch from lapsing. Returns those of which it was lost, to be recorded again."""
 
     async def record_watchers(self, watchers: Mapping[str, Collection[str]]) -> None:
         """Record again who watches these users, where it may have been lost: user → watchers, at least one."""

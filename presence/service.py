@@ -20,13 +20,12 @@ from presence.ports import (
     PresenceStore,
     StoreUnavailable,
 )
+from presence.watch_records import WatchRecords
 
 log = logging.getLogger(__name__)
 
 PAGE = 500  # users to a read of the store
 SNAPSHOTS = 8  # snapshots read at once: when all clients come back together, the sweep is to get through
-RECORDS = 16  # of who watches whom, at once: likewise
-REMOVALS = 4  # of who watches whom, at once: when thousands go, all else is to get through
 SETTLED = 30 * 86_400.0  # s for which it is remembered that a loss of the store was settled with the history
 
 
@@ -74,11 +73,10 @@ class PresenceService:
         self.directory = directory
         self.fanout = fanout
         self.rules = rules
+        self.records = WatchRecords(store)
         self._clock = clock
         self._draining = False
         self._snapshots = asyncio.Semaphore(SNAPSHOTS)
-        self._records = asyncio.Semaphore(RECORDS)
-        self._removals = asyncio.Semaphore(REMOVALS)
         self._settled = [asyncio.Event() for _ in range(store.partitions)]
         for partition in range(store.partitions):
             self.note_settled(partition, settled=True)
@@ -255,6 +253,16 @@ class PresenceService:
 
     # Watching
 
+    def watch(self, watcher: Watcher, users: Collection[str]) -> None:
+        """Have the session told of these users' changes, from its next snapshot on."""
+        self.fanout.watch(watcher, users)
+        self.records.note(watcher.session, users)
+
+    def unwatch(self, watcher: Watcher, users: Collection[str]) -> None:
+        """Tell the session nothing more of these users."""
+        self.fanout.unwatch(watcher, users)
+        self.records.note(watcher.session, users)
+
     async def snapshot(self, watcher: Watcher, users: Collection[str]) -> list[tuple[Status, bytes | None]]:
         """Return the present state of those of ``users`` whom the session watches; they count as told.
 
@@ -279,21 +287,10 @@ class PresenceService:
             out += watcher.snapshot(answer.statuses.values(), hidden)
         return out
 
-    async def watch(self, watcher: Watcher, users: Collection[str]) -> None:
-        """Record for others to see that the session watches ``users``. When the store is away the cleanup does it."""
-        try:
-            async with self._records:
-                await self.store.watch(watcher.session, users)
-        except StoreUnavailable as error:
-            log.info("watches of %s are recorded later: %s", watcher.session.user, error)
-
-    async def unwatch(self, watcher: Watcher, users: Collection[str] | None = None) -> None:
-        """Record that the session watches ``users`` no more; None: nobody."""
-        try:
-            async with self._removals:
-                await self.store.unwatch(watcher.session, users)
-        except StoreUnavailable as error:
-            log.info("watches of %s are removed by the cleanup: %s", watcher.session.user, error)
+    async def renew_watches(self, sessions: Iterable[Session]) -> None:
+        """Keep the records of what these sessions watch; make them again where they were lost."""
+        for session in await self.store.renew_watches(sessions):
+            self.records.note(session, session.watched)
 
     async def revise(self, watcher: Watcher) -> tuple[list[Status], list[str]]:
         """Apply the policy `contacts` to what the session has been told.
@@ -330,7 +327,7 @@ class PresenceService:
         await self.store.settle(told)
         await self.resync(partition)
         here = [session for session in self.open_sessions() if self.store.partition_of(session.user) == partition]
-        await self.store.renew_watches(here)
+        await self.renew_watches(here)
         for page in _pages(self._watched(partition)):  # by whomever: a watcher's own partition may have lost nothing
             watchers = {user: self.fanout.watchers(user) for user in page}
             await self.store.record_watchers({user: names for user, names in watchers.items() if names})

@@ -463,12 +463,14 @@ async def test_the_guides_scheduled_tasks_say_what_they_found(deployment, make_s
     assert any(message.startswith("cleanup repaired") and "rows_online=1" in message for message in caplog.messages)
 
 
-async def test_the_records_of_watches_of_open_sessions_are_kept(deployment, make_service):
+async def test_the_records_of_watches_of_open_sessions_are_made_again(deployment, make_service):
     service = await make_service()
     session = await service.set_user_online("alice", "web", "s1")
     session.watched.add("bob")
     await jobs.renew_watches(service)
-    assert deployment.redis.smembers(deployment.key("bob", "watchers")) == {"alice"}
+    recording = asyncio.create_task(service.records.run())
+    await wait_until(lambda: deployment.redis.smembers(deployment.key("bob", "watchers")) == {"alice"})
+    recording.cancel()
 
 
 async def test_open_connections_renew_their_leases(deployment, make_service):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from presence.adapters.sqlite import SqliteHistory
 from presence.core.model import Change, Reason, Session, Status
 from presence.fanout import Fanout, Watcher
 from presence.ports import DirectoryUnavailable, HistoryUnavailable, StoreUnavailable, TooManyConnections
-from presence.service import PAGE, RECORDS, REMOVALS, SNAPSHOTS, PresenceService, Rules
+from presence.service import PAGE, SNAPSHOTS, PresenceService, Rules
 from tests.support.deployment import Deployment
 from tests.support.waiting import wait_until
 
@@ -81,6 +81,14 @@ class Rig:
 
     async def online(self, service: PresenceService, user: str, device: str = "web") -> Session:
         return await service.set_user_online(user, device, f"{user}-{next(self._numbers)}")
+
+    @asynccontextmanager
+    async def recording(self, service: PresenceService) -> AsyncIterator[None]:
+        """Once it is recorded who watches whom."""
+        task = asyncio.create_task(service.records.run())
+        await wait_until(lambda: len(service.records) == 0)
+        yield
+        task.cancel()
 
     async def swept(self) -> None:
         await self.deployment.sweep(self.store.port)
@@ -640,58 +648,6 @@ async def test_a_few_snapshots_only_are_read_at_once(rig, monkeypatch):
     assert gate.most == SNAPSHOTS
 
 
-async def test_watches_are_recorded(rig):
-    service = rig.service()
-    watcher = watch(rig, "viewer", "alice", "bob")
-    await service.watch(watcher, ["alice", "bob"])
-    await service.unwatch(watcher, ["bob"])
-    await service.unwatch(watcher, [])
-    await service.watch(watcher, [])
-    assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"viewer"}
-    assert not rig.deployment.redis.exists(rig.deployment.key("bob", "watchers"))
-
-
-async def test_the_watches_of_thousands_who_go_at_once_are_removed_a_few_at_a_time(rig, monkeypatch):
-    """Else all else waits behind them, until the store seems to be away."""
-    service = rig.service()
-    gate = Gate(rig, "unwatch", monkeypatch)
-    watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * REMOVALS + 1)]
-    for watcher in watchers:
-        await service.watch(watcher, ["alice"])
-    going = [asyncio.create_task(service.unwatch(watcher)) for watcher in watchers]
-    await wait_until(lambda: gate.under_way >= REMOVALS)
-    await done(service.watch(watch(rig, "another", "alice"), ["alice"]))  # who comes does not wait for them
-    gate.open()
-    await done(asyncio.gather(*going))
-    assert gate.most == REMOVALS
-    assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"another"}
-
-
-async def test_the_watches_of_thousands_who_come_at_once_are_recorded_a_few_at_a_time(rig, monkeypatch):
-    """Else all else waits behind them: of 19,000 who came back at once 1,000 were told that the store is away."""
-    service = rig.service()
-    gate = Gate(rig, "watch", monkeypatch)
-    watchers = [watch(rig, f"viewer-{number}", "alice") for number in range(2 * RECORDS + 1)]
-    coming = [asyncio.create_task(service.watch(watcher, ["alice"])) for watcher in watchers]
-    await wait_until(lambda: gate.under_way >= RECORDS)
-    await rig.swept()
-    await done(service.snapshot(watchers[0], ["alice"]))  # nobody waits for them but they themselves
-    gate.open()
-    await done(asyncio.gather(*coming))
-    assert gate.most == RECORDS
-    viewers = {watcher.session.user for watcher in watchers}
-    assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == viewers
-
-
-async def test_when_the_store_is_away_watching_goes_on(rig):
-    store = await rig.deployment.instance(timeout=1.0)
-    service = PresenceService(store, rig.history, rig.directory, rig.fanout, Rules())
-    watcher = watch(rig, "viewer", "alice")
-    async with rig.deployment.frozen():
-        await service.watch(watcher, ["alice"])
-        await service.unwatch(watcher, ["alice"])
-
-
 # The store came back (DESIGN §3.6)
 
 
@@ -831,9 +787,11 @@ async def test_settling_records_the_watches_again(rig):
     service = rig.service()
     session = await rig.online(service, "viewer")
     session.watched.update({"alice", "bob"})
+    await rig.store.watch(session, ["alice", "bob"])
     rig.deployment.redis.flushall()
     await settle(rig, service)
-    assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"viewer"}
+    async with rig.recording(service):
+        assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"viewer"}
 
 
 async def test_settling_records_the_watchers_that_only_the_partition_of_the_watched_has_lost(rig):
@@ -841,7 +799,7 @@ async def test_settling_records_the_watchers_that_only_the_partition_of_the_watc
     service = rig.service()
     watched = [f"user-{number}" for number in range(24)]
     watcher = watch(rig, "viewer", *watched)
-    await service.watch(watcher, watched)
+    await rig.store.watch(watcher.session, watched)
     lost = rig.store.partition_of("user-0")
     for key in rig.deployment.redis.keys(f"{rig.deployment.bases[lost]}*"):
         rig.deployment.redis.delete(key)

@@ -433,11 +433,8 @@ class RedisStore:
         return len(users) - len(again)
 
     async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
-        async def each(keys: Keys, members: list[str]) -> None:
-            for some in _pieces(members, PIPED):
-                await self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in some))
-
-        await asyncio.gather(*(each(keys, members) for keys, members in self._by_partition(users)))
+        for keys, some in self._piped(users):
+            await self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in some))
 
     async def _watched_by(self, user: str) -> set[str]:
         keys = self._of(user)
@@ -453,7 +450,8 @@ class RedisStore:
                 await self._pipe(keys, ("SADD", watching, *again))
         return set().union(*watched)
 
-    async def renew_watches(self, sessions: Iterable[Session]) -> None:
+    async def renew_watches(self, sessions: Iterable[Session]) -> Sequence[Session]:
+        lost: list[Session] = []
         watching = (session for session in sessions if session.watched)
         for keys, group in self._by_partition(watching, attrgetter("user")):
             for page in _pieces(group, PAGE):
@@ -461,9 +459,8 @@ class RedisStore:
                     keys.user(session.user, name) for session in page for name in (f"watching:{session.id}", "watching")
                 )
                 found = await self._pipe(keys, *(("EXPIRE", name, self._watch_ttl) for name in names))
-                for session, *kept in zip(page, found[::2], found[1::2], strict=True):
-                    if not all(kept) and not session.closed:
-                        await self.watch(session, list(session.watched))
+                lost += [session for session, *kept in zip(page, found[::2], found[1::2], strict=True) if not all(kept)]
+        return lost
 
     async def record_watchers(self, watchers: Mapping[str, Collection[str]]) -> None:
         for keys, some in self._piped(watchers):

@@ -156,7 +156,7 @@ class Endpoint:
         for client in list(self.clients):
             client.finish(1001, "server stops", patience=0.0)
         deadline = time.monotonic() + timeout
-        while (self.clients or self._tasks) and time.monotonic() < deadline:
+        while (self.clients or self._tasks or self.service.records) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
 
@@ -190,7 +190,6 @@ class Client:
         )
         self._session: Session | None = None  # None before CONNECTED
         self._watcher: Watcher | None = None
-        self._recording: asyncio.Task[None] | None = None  # of what was watched last
         self._effect: Future[None] | None = None  # of the last frame that had one on the session
         self._subscribes: TokenBucket | None = None
         self._new: set[stomp.Subscription] = set()  # those whose snapshot is still to come
@@ -392,28 +391,15 @@ class Client:
         limit = self._endpoint.limits.watches
         if len(session.watched.union(users)) > limit:
             raise StompError(f"userIds: more than {limit} users watched", 1008)
-        self._endpoint.service.fanout.watch(watcher, users)
-        self._push(partial(self._watched, users))
+        self._endpoint.service.watch(watcher, users)
+        self._push(partial(self._snapshot, users))
         self._acknowledge(event)
-
-    async def _watched(self, users: list[str]) -> list[bytes]:
-        _, watcher = self._connected
-        # Not cut short when the client leaves: what has been sent to the store cannot be taken back, only undone after.
-        self._recording = asyncio.create_task(self._endpoint.service.watch(watcher, users))
-        await asyncio.shield(self._recording)
-        return await self._snapshot(users)
 
     async def _unwatch(self, event: stomp.Send) -> None:
         session, watcher = self._connected
         users = [user for user in self._ids(event) if user in session.watched]
-        self._endpoint.service.fanout.unwatch(watcher, users)
-        self._push(partial(self._unwatched, users))
+        self._endpoint.service.unwatch(watcher, users)
         self._acknowledge(event)
-
-    async def _unwatched(self, users: list[str]) -> bytes:
-        session, watcher = self._connected
-        await self._endpoint.service.unwatch(watcher, [user for user in users if user not in session.watched])
-        return b""
 
     _ACTIONS = {  # noqa: RUF012 (no field)
         "/app/heartbeat": _heartbeat,
@@ -727,13 +713,7 @@ class Client:
             self._writer.cancel()
         if self._watcher is not None:
             self._watcher.leave()
-            self._endpoint.service.fanout.unwatch(self._watcher, list(self._watcher.session.watched))
-            self._endpoint.spawn(self._watches_nobody(self._watcher))
-
-    async def _watches_nobody(self, watcher: Watcher) -> None:
-        if self._recording is not None:
-            await self._recording
-            await self._endpoint.service.unwatch(watcher)
+            self._endpoint.service.unwatch(self._watcher, list(self._watcher.session.watched))
 
 
 async def _after(effect: Future[None], receipt: bytes) -> bytes:

@@ -212,7 +212,8 @@ async def test_watchers_over_three_primaries(cluster, instance):
     assert watched() == set(users[5:])
     for node in cluster.primaries:
         node.redis().flushall()
-    await store.renew_watches([watcher])
+    assert await store.renew_watches([watcher]) == [watcher]
+    await store.watch(watcher, users)
     assert watched() == set(users)
     for base in BASES:
         user = next(user for user in users if BASES[partition_of(user)] == base)

@@ -60,7 +60,7 @@ class StubStore:
         self.commands.append(("watch", session.user))
         await self.reachable.wait()
 
-    async def unwatch(self, session: Session, users: Collection[str]) -> None:
+    async def unwatch(self, session: Session, users: Collection[str] | None = None) -> None:
         self.commands.append(("unwatch", session.user))
         await self.reachable.wait()
 

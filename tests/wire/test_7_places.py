@@ -104,13 +104,15 @@ async def test_smembers_of_the_watchers_are_those_who_watch(server, store, conne
         for client in (one, other, third):
             await client.watch([alice])
         key = f"presence:user:{alice}:watchers"
-        assert store.smembers(key) == {bob, carol}
-        await one.unwatch([alice])
-        assert store.smembers(key) == {bob, carol}
+        await wait_until(lambda: store.smembers(key) == {bob, carol}, what="both to be recorded")
         await third.disconnect()
         await wait_until(lambda: store.smembers(key) == {bob}, what="a connection that is gone to watch no more")
+        await one.unwatch([alice])
+        watching = f"presence:user:{bob}:watching"
+        await wait_until(lambda: store.scard(watching) == 1, what="one of two sessions to watch no more")
+        assert store.smembers(key) == {bob}
     await other.unwatch([alice])
-    assert store.smembers(key) == set()
+    await wait_until(lambda: store.smembers(key) == set(), what="the last one to watch no more")
 
 
 async def test_the_expired_events_of_session_keys_are_published(server, store, connect, user):
