@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Literal
 
 Language = Literal["vi", "en"]
-
-_UNITS = ((1_440, "ngày", "day"), (60, "giờ", "hour"), (1, "phút", "minute"))
 
 _RANGE = re.compile(  # RFC 9110 §12.5.4 and §12.4.2: a language range with an optional weight
     r"[ \t]*(\*|[a-z]{1,8}(?:-[a-z0-9]{1,8})*)[ \t]*(?:;[ \t]*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ \t]*)?",
@@ -18,16 +15,16 @@ _RANGE = re.compile(  # RFC 9110 §12.5.4 and §12.4.2: a language range with an
 
 def last_active_ago(last_active_ms: int, now_ms: int, language: Language) -> str:
     """Return ``2 giờ trước`` or ``2 hours ago``, rounded down. Both moments are Unix epoch in ms."""
-    return _ago((now_ms - last_active_ms) // 60_000, language)
-
-
-@lru_cache(maxsize=4096)  # to make one takes three times as long as to look it up
-def _ago(minutes: int, language: Language) -> str:
-    for unit, vi, en in _UNITS:
-        count = minutes // unit
-        if count > 0:
-            return f"{count} {vi} trước" if language == "vi" else f"{count} {en}{'s' * (count > 1)} ago"
-    return "vừa xong" if language == "vi" else "just now"  # clocks that disagree make no future either
+    minutes = (now_ms - last_active_ms) // 60_000
+    if minutes < 1:  # clocks that disagree make no future either
+        return "vừa xong" if language == "vi" else "just now"
+    if minutes < 60:
+        count, vi, en = minutes, "phút", "minute"
+    elif minutes < 1_440:
+        count, vi, en = minutes // 60, "giờ", "hour"
+    else:
+        count, vi, en = minutes // 1_440, "ngày", "day"
+    return f"{count} {vi} trước" if language == "vi" else f"{count} {en}{'s' * (count > 1)} ago"
 
 
 def language_of(accept_language: str | None) -> Language:

@@ -40,13 +40,13 @@ def test_what_could_blur_a_key_is_no_id(bad):
         ["a:b"] * 3,
     ],
 )
-def test_those_that_are_no_ids_are_found_as_one_by_one(values):
-    assert list(no_ids(values)) == [one for one in values if not (isinstance(one, str) and ID.fullmatch(one))]
+def test_the_first_that_is_no_id_is_found_as_one_by_one(values):
+    assert list(no_ids(values)) == [one for one in values if not (isinstance(one, str) and ID.fullmatch(one))][:1]
 
 
 @given(st.lists(st.text("aZ0._~@-\n :é", max_size=4) | st.none(), max_size=5))
 def test_no_list_makes_a_difference(values):
-    assert list(no_ids(values)) == [one for one in values if one is None or not ID.fullmatch(one)]
+    assert list(no_ids(values)) == [one for one in values if one is None or not ID.fullmatch(one)][:1]
 
 
 def test_a_change_is_told_as_the_event_of_the_guide():
