@@ -35,13 +35,16 @@ from tests.support.waiting import wait_until
 async def test_our_server_passes_every_case(tmp_path, capfd):
     code = await verified.main(["--patient", "--strict", "--json", str(tmp_path / "run.json")])
     told = capfd.readouterr().out
-    assert code == 0, told
+    assert code in {0, 1}, told
     for policy, name in (("anyone", "run.json"), ("contacts", "run-contacts.json")):
         ran = json.loads((tmp_path / name).read_text())
+        keys = ("case", "step", "expected", "actual", "reason")
+        wrong = [[one[key] for key in keys] for one in ran["results"] if one["outcome"] not in {"passed", "not run"}]
+        assert wrong == [], told
         assert ran["verdict"]["word"] == "PASS"
         passed = {one["case"] for one in ran["results"] if one["outcome"] == "passed"}
         assert passed == {case.id for case in verified.cases_of(policy)}
-        assert {one["outcome"] for one in ran["results"]} <= {"passed", "not run"}
+    assert code == 0
 
 
 def test_with_the_two_policies_no_case_is_left_out():

@@ -164,18 +164,19 @@ class Keeper:
                 raise ValueError(f"there is no hook {hook}")
 
 
-@asynccontextmanager
-async def kept(policy: str = "anyone", **settings: object) -> AsyncIterator[Path]:
-    """The target file of two fresh instances that share a store."""
-    with tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp") as folder:
-        async with Keeper(Path(folder), policy, **settings).keeping() as target:
-            yield target
-
-
 async def verify(policy: str, options: Sequence[str], **settings: object) -> int:
-    """Run the suite, in a process of its own, against fresh instances; it prints its verdict. Returns its exit code."""
-    async with kept(policy, **settings) as target:
-        return await suite("run", "--target", str(target), *options)
+    """Run the suite, in a process of its own, against fresh instances; it prints its verdict. Returns its exit code.
+
+    If that is not 0, what the instances logged is printed, too.
+    """
+    with tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp") as folder:
+        keeper = Keeper(Path(folder), policy, **settings)
+        async with keeper.keeping() as target:
+            code = await suite("run", "--target", str(target), *options)
+            if code:
+                for number, server in enumerate(keeper.servers, 1):
+                    click.echo(f"Instance {number} logged:\n{server.log}")
+            return code
 
 
 async def suite(*arguments: str) -> int:
