@@ -125,14 +125,19 @@ class PresenceStore(Protocol):
     async def read(self, users: Collection[str]) -> Reading:
         """Return the statuses of ``users``, read on the primary."""
 
-    async def watch(self, session: Session, users: Collection[str]) -> None:
-        """Record that the session watches ``users``, for whoever looks at the watchers of a user."""
+    async def record_watches(self, session: Session, *, anew: bool = False) -> None:
+        """Record what the session watches now, for whoever looks at the watchers of a user; nothing once it is closed.
 
-    async def unwatch(self, session: Session, users: Collection[str] | None = None) -> None:
-        """Record that the session watches ``users`` no more; None: nobody."""
+        Args:
+            anew: all of it, as what has been recorded may be there in part only: a try before this has failed.
+        """
 
-    async def renew_watches(self, sessions: Iterable[Session]) -> Sequence[Session]:
-        """Keep what these sessions watch from lapsing. Returns those of which it was lost, to be recorded again."""
+    def renew_watches(self, sessions: Iterable[Session]) -> AsyncIterator[Sequence[Session]]:
+        """Keep the records of what these sessions watch from lapsing. Yields those of which they are to be made again.
+
+        Raises:
+            StoreUnavailable: of some it is not known; the others have been yielded.
+        """
 
     async def record_watchers(self, watchers: Mapping[str, Collection[str]]) -> None:
         """Record again who watches these users, where it may have been lost: user → watchers, at least one."""

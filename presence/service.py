@@ -255,13 +255,15 @@ class PresenceService:
 
     def watch(self, watcher: Watcher, users: Collection[str]) -> None:
         """Have the session told of these users' changes, from its next snapshot on."""
-        self.fanout.watch(watcher, users)
-        self.records.note(watcher.session, users)
+        if users:
+            self.fanout.watch(watcher, users)
+            self.records.note(watcher.session)
 
     def unwatch(self, watcher: Watcher, users: Collection[str]) -> None:
         """Tell the session nothing more of these users."""
-        self.fanout.unwatch(watcher, users)
-        self.records.note(watcher.session, users)
+        if users:
+            self.fanout.unwatch(watcher, users)
+            self.records.note(watcher.session)
 
     async def snapshot(self, watcher: Watcher, users: Collection[str]) -> list[tuple[Status, bytes | None]]:
         """Return the present state of those of ``users`` whom the session watches; they count as told.
@@ -289,8 +291,9 @@ class PresenceService:
 
     async def renew_watches(self, sessions: Iterable[Session]) -> None:
         """Keep the records of what these sessions watch; make them again where they were lost."""
-        for session in await self.store.renew_watches(sessions):
-            self.records.note(session, session.watched)
+        async for lost in self.store.renew_watches(sessions):
+            for session in lost:
+                self.records.note(session)
 
     async def revise(self, watcher: Watcher) -> tuple[list[Status], list[str]]:
         """Apply the policy `contacts` to what the session has been told.

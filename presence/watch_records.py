@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Collection
 
 from presence.core.model import Session
 from presence.ports import PresenceStore, StoreUnavailable
@@ -17,24 +16,23 @@ from presence.ports import PresenceStore, StoreUnavailable
 log = logging.getLogger(__name__)
 
 RECORDERS = 8  # sessions recorded at once: few, so that connects and the sweep get through to the store
-RETRY = 1.0  # s
-GONE = 5_000  # sessions without a connection that wait for a recorder, at most; the cleanup does what is beyond
+RETRY = 1.0  # s between two tries, at most
+GONE = 5_000  # sessions that wait for a recorder; behind more, who goes is left to the cleanup
 
 
 class WatchRecords:
-    """Makes the records of this instance's sessions, each session's one after the other."""
+    """Makes the records of this instance's sessions, those of one session one after the other."""
 
     def __init__(self, store: PresenceStore) -> None:
         self._recorders = [_Recorder(store) for _ in range(RECORDERS)]
 
     def __len__(self) -> int:
-        """The sessions of which not all is recorded yet."""
+        """How many records are still to be made."""
         return sum(map(len, self._recorders))
 
-    def note(self, session: Session, users: Collection[str]) -> None:
-        """Record soon whether the session watches ``users``: by then its `watched` and `closed` say it."""
-        if users:
-            self._recorders[hash(session.id) % RECORDERS].note(session, users)
+    def note(self, session: Session) -> None:
+        """Have it recorded soon what the session watches then; nothing once it is closed."""
+        self._recorders[hash(session.id) % RECORDERS].note(session)
 
     async def run(self) -> None:
         """Record, for ever."""
@@ -44,48 +42,44 @@ class WatchRecords:
 
 
 class _Recorder:
-    """Records some of the sessions, one at a time. Its queue is bounded by the open connections, and by `GONE`."""
+    """Records some of the sessions, one at a time. Its queue is bounded by the open connections and `GONE`."""
 
     def __init__(self, store: PresenceStore) -> None:
         self._store = store
-        self._changed: OrderedDict[Session, set[str]] = OrderedDict()
+        self._due: OrderedDict[Session, bool] = OrderedDict()  # and whether a try has failed
         self._some = asyncio.Event()
         self._busy = False
 
     def __len__(self) -> int:
-        return len(self._changed) + self._busy
+        return len(self._due) + self._busy
 
-    def note(self, session: Session, users: Collection[str]) -> None:
-        if session.closed and session not in self._changed and len(self._changed) >= GONE:
+    def note(self, session: Session, *, failed: bool = False) -> None:
+        if session.closed and len(self._due) > GONE:
+            self._due.pop(session, None)
             return
-        self._changed.setdefault(session, set()).update(() if session.closed else users)
+        self._due[session] = self._due.get(session, failed) or failed
         self._some.set()
 
     async def run(self) -> None:
+        pause = 0.0
         while True:
             await self._some.wait()
-            session, users = self._changed.popitem(last=False)
-            if not self._changed:
+            session, failed = self._due.popitem(last=False)
+            if not self._due:
                 self._some.clear()
+            self._busy = True
             try:
-                await self._record(session, users)
+                await self._store.record_watches(session, anew=failed)
+                pause = 0.0
             except StoreUnavailable as error:
-                log.info("watches of %s are recorded later: %s", session.user, error)
-                await asyncio.sleep(RETRY)
-
-    async def _record(self, session: Session, users: set[str]) -> None:
-        begun, ended = users & session.watched, users - session.watched
-        self._busy = True
-        try:
-            if session.closed:
-                await self._store.unwatch(session)
-                return
-            if begun:
-                await self._store.watch(session, begun)
-            if ended:
-                await self._store.unwatch(session, ended)
-        except BaseException:
-            self.note(session, users)  # behind the others
-            raise
-        finally:
-            self._busy = False
+                if not pause:
+                    log.info("what %s watches is recorded later: %s", session.user, error)
+                pause = min(RETRY, pause * 2 or 0.05)
+                if not session.closed:  # else the cleanup does it
+                    self.note(session, failed=True)  # behind the others
+            except BaseException:
+                self.note(session, failed=True)
+                raise
+            finally:
+                self._busy = False
+            await asyncio.sleep(pause)

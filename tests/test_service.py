@@ -86,9 +86,11 @@ class Rig:
     async def recording(self, service: PresenceService) -> AsyncIterator[None]:
         """Once it is recorded who watches whom."""
         task = asyncio.create_task(service.records.run())
-        await wait_until(lambda: len(service.records) == 0)
-        yield
-        task.cancel()
+        try:
+            await wait_until(lambda: len(service.records) == 0)
+            yield
+        finally:
+            task.cancel()
 
     async def swept(self) -> None:
         await self.deployment.sweep(self.store.port)
@@ -787,7 +789,7 @@ async def test_settling_records_the_watches_again(rig):
     service = rig.service()
     session = await rig.online(service, "viewer")
     session.watched.update({"alice", "bob"})
-    await rig.store.watch(session, ["alice", "bob"])
+    await rig.store.record_watches(session)
     rig.deployment.redis.flushall()
     await settle(rig, service)
     async with rig.recording(service):
@@ -799,7 +801,7 @@ async def test_settling_records_the_watchers_that_only_the_partition_of_the_watc
     service = rig.service()
     watched = [f"user-{number}" for number in range(24)]
     watcher = watch(rig, "viewer", *watched)
-    await rig.store.watch(watcher.session, watched)
+    await rig.store.record_watches(watcher.session)
     lost = rig.store.partition_of("user-0")
     for key in rig.deployment.redis.keys(f"{rig.deployment.bases[lost]}*"):
         rig.deployment.redis.delete(key)

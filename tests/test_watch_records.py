@@ -16,29 +16,26 @@ from tests.support.waiting import wait_until
 
 
 class Store:
-    """Notes what it is asked; answers while it is reachable, and fails while it is away."""
+    """Notes what each session watches when it is asked to; answers while it is reachable, fails while it is away."""
 
     def __init__(self):
+        self.recorded = {}
         self.asked = []
         self.reachable = asyncio.Event()
         self.reachable.set()
         self.away = False
         self.under_way = self.most = 0
 
-    async def watch(self, session, users):
-        await self._answer("watch", session.user, set(users))
-
-    async def unwatch(self, session, users=None):
-        await self._answer("unwatch", session.user, users and set(users))
-
-    async def _answer(self, *asked):
-        self.asked.append(asked)
+    async def record_watches(self, session, *, anew=False):
+        watched = set() if session.closed else set(session.watched)
+        self.asked.append((session.user, watched, anew))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         await self.reachable.wait()
         self.under_way -= 1
         if self.away:
             raise StoreUnavailable("away")
+        self.recorded[session.user] = watched
 
 
 @pytest.fixture
@@ -46,34 +43,44 @@ def store():
     return Store()
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(watch_records, "RETRY", 0.02)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setattr(watch_records, "RECORDERS", 1)
+
+
 @asynccontextmanager
 async def recording(store):
     records = WatchRecords(store)
     task = asyncio.create_task(records.run())
-    yield records
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    try:
+        yield records
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def recorded(records):
     await wait_until(lambda: len(records) == 0, what="all to be recorded")
 
 
-def session(user, watched=()):
-    made = Session(user, f"of-{user}", "web", time.monotonic(), time.monotonic())
-    made.watched = set(watched)
-    return made
+def session(user):
+    return Session(user, f"of-{user}", "web", time.monotonic(), time.monotonic())
 
 
 def watch(records, session, *users):
     session.watched |= set(users)
-    records.note(session, users)
+    records.note(session)
 
 
 def unwatch(records, session, *users):
     session.watched -= set(users)
-    records.note(session, users)
+    records.note(session)
 
 
 def close(records, session):
@@ -95,16 +102,7 @@ async def test_what_a_session_watches_is_seen_in_the_store(deployment):
         close(records, one)
         close(records, two)
         await recorded(records)
-        assert deployment.redis.keys("*watch*") == []
-
-
-async def test_nothing_is_asked_for_nothing(store):
-    async with recording(store) as records:
-        one = session("viewer")
-        watch(records, one)
-        close(records, one)
-        assert len(records) == 0
-    assert store.asked == []
+        assert deployment.redis.keys("*:watchers") == []
 
 
 async def test_what_changed_meanwhile_is_recorded_at_once_and_as_it_is(store):
@@ -116,16 +114,13 @@ async def test_what_changed_meanwhile_is_recorded_at_once_and_as_it_is(store):
         watch(records, one, "bob", "carol")
         unwatch(records, one, "alice", "bob")
         watch(records, one, "dave")
+        assert len(records) == 2, "one under way, one to follow"
         store.reachable.set()
         await recorded(records)
-    assert store.asked[1:] == [
-        ("watch", "viewer", {"carol", "dave"}),
-        ("unwatch", "viewer", {"alice", "bob"}),
-    ]
+    assert store.asked == [("viewer", {"alice"}, False), ("viewer", {"carol", "dave"}, False)]
 
 
-async def test_of_one_that_has_gone_nothing_is_recorded_any_more(store):
-    """A record made behind its removal would stay as long as its user has a session."""
+async def test_the_record_of_one_that_has_gone_is_removed_behind_what_was_under_way(store):
     store.reachable.clear()
     async with recording(store) as records:
         one = session("viewer")
@@ -135,7 +130,7 @@ async def test_of_one_that_has_gone_nothing_is_recorded_any_more(store):
         close(records, one)
         store.reachable.set()
         await recorded(records)
-    assert store.asked == [("watch", "viewer", {"alice"}), ("unwatch", "viewer", None)]
+    assert store.asked == [("viewer", {"alice"}, False), ("viewer", set(), False)]
 
 
 async def test_of_thousands_who_come_and_go_a_few_are_recorded_at_a_time(store):
@@ -152,60 +147,60 @@ async def test_of_thousands_who_come_and_go_a_few_are_recorded_at_a_time(store):
         store.reachable.set()
         await recorded(records)
     assert store.most == RECORDERS
-    done = {user: name for name, user, _ in store.asked}
-    assert done == {one.user: "unwatch" if one.closed else "watch" for one in sessions}
+    assert store.recorded == {one.user: set() if one.closed else {"alice"} for one in sessions}
 
 
-async def test_while_the_store_is_away_nothing_is_forgotten(store, monkeypatch):
-    monkeypatch.setattr(watch_records, "RETRY", 0.01)
+@pytest.mark.usefixtures("impatient")
+async def test_while_the_store_is_away_nobody_who_is_here_is_forgotten(store):
     store.away = True
     async with recording(store) as records:
         stays, leaves = session("stays"), session("leaves")
         watch(records, stays, "alice")
-        watch(records, leaves, "alice")
-        await wait_until(lambda: {user for _, user, _ in store.asked} == {"stays", "leaves"})
+        await wait_until(lambda: ("stays", {"alice"}, True) in store.asked, what="another try, of all of it")
         watch(records, stays, "bob")
+        watch(records, leaves, "alice")
         close(records, leaves)
-        await wait_until(lambda: ("unwatch", "leaves", None) in store.asked)
-        assert len(records) == 2
+        await wait_until(lambda: ("leaves", set(), False) in store.asked)
+        await wait_until(lambda: len(records) == 1, what="who has gone to be left to the cleanup")
         store.away = False
-        store.asked.clear()
         await recorded(records)
-    assert ("watch", "stays", {"alice", "bob"}) in store.asked
-    assert ("unwatch", "leaves", None) in store.asked
+    assert store.recorded == {"stays": {"alice", "bob"}}
+    assert store.asked[-1] == ("stays", {"alice", "bob"}, True), "how much of it is there is not known"
 
 
+@pytest.mark.usefixtures("impatient", "alone")
 async def test_one_that_cannot_be_recorded_keeps_nobody_out(store, monkeypatch):
-    monkeypatch.setattr(watch_records, "RETRY", 0.01)
-    monkeypatch.setattr(watch_records, "RECORDERS", 1)
+    recorded = []
 
-    async def answer(name, user, users):
-        store.asked.append((name, user, users))
-        if user == "bad":
+    async def record(session, *, anew):
+        recorded.append(session.user)
+        if session.user == "bad":
             raise StoreUnavailable("its part of the store is away")
 
-    monkeypatch.setattr(store, "_answer", answer)
+    monkeypatch.setattr(store, "record_watches", record)
     async with recording(store) as records:
         watch(records, session("bad"), "alice")
         watch(records, session("good"), "alice")
-        await wait_until(lambda: ("watch", "good", {"alice"}) in store.asked)
+        await wait_until(lambda: recorded.count("bad") >= 3)
+        assert recorded.count("good") == 1
         assert len(records) == 1
 
 
-async def test_more_that_have_gone_than_can_wait_are_left_to_the_cleanup(store, monkeypatch):
+@pytest.mark.usefixtures("alone")
+async def test_the_queue_is_bounded_by_who_is_here(store, monkeypatch):
     monkeypatch.setattr(watch_records, "GONE", 3)
-    monkeypatch.setattr(watch_records, "RECORDERS", 1)
     records = WatchRecords(store)
-    going = [session(f"gone-{number}", ["alice"]) for number in range(5)]
-    for one in going:
+    sessions = [session(f"viewer-{number}") for number in range(10)]
+    for one in sessions:
+        watch(records, one, "alice")
+    assert len(records) == 10
+    for one in sessions:
         close(records, one)
-    assert len(records) == 3
-    watch(records, session("here"), "alice")
-    assert len(records) == 4, "of those who are here none is left out"
+    assert len(records) == 3, "the cleanup removes what is recorded of the others"
 
 
 async def test_a_mistake_of_ours_ends_the_job_which_is_noticed_and_loses_nothing(store, monkeypatch):
-    monkeypatch.setattr(store, "_answer", None)
+    monkeypatch.setattr(store, "record_watches", None)
     records = WatchRecords(store)
     watch(records, session("viewer"), "alice")
     with pytest.raises(ExceptionGroup):

@@ -402,39 +402,44 @@ class RedisStore:
 
     # Watching: for whoever looks at `presence:user:{userId}:watchers`; our own delivery never does (DESIGN §4)
 
-    async def watch(self, session: Session, users: Collection[str]) -> None:
-        if not users:
-            return
+    async def record_watches(self, session: Session, *, anew: bool = False) -> None:
         mine = self._of(session.user)
-        commands: list[tuple[Any, ...]] = []
-        for name, values in ((f"watching:{session.id}", users), ("watching", (session.id,))):
-            commands.append(("SADD", mine.user(session.user, name), *values))
-            commands.append(("EXPIRE", mine.user(session.user, name), self._watch_ttl))
-        await self._pipe(mine, *commands)
-        await self._each_watched("SADD", session.user, users)
-
-    async def unwatch(self, session: Session, users: Collection[str] | None = None) -> None:
-        mine = self._of(session.user)
-        recorded = mine.user(session.user, f"watching:{session.id}")
-        if users is None:
-            (users,) = await self._pipe(mine, ("SMEMBERS", recorded))
-        if not users:
-            return
-        await self._pipe(mine, ("SREM", recorded, *users))
-        await self._leave(session.user, users)
+        name = mine.user(session.user, f"watching:{session.id}")
+        (found,) = await self._pipe(mine, ("SMEMBERS", name))
+        recorded = set(found)
+        watched = set() if session.closed else set(session.watched)
+        if begun := watched if anew else watched - recorded:
+            commands: list[tuple[Any, ...]] = []
+            for key, values in ((name, begun), (mine.user(session.user, "watching"), (session.id,))):
+                commands += [("SADD", key, *values), ("EXPIRE", key, self._watch_ttl)]
+            await self._pipe(mine, *commands)  # first, or the cleanup takes for a left-over what follows
+            await self._each_watched("SADD", session.user, begun)
+        if ended := recorded - watched:
+            await self._pipe(mine, ("SREM", name, *ended))
+            await self._leave(session.user, ended)
 
     async def _leave(self, watcher: str, users: Collection[str]) -> int:
         """Take the watcher out of the watchers of those whom none of its sessions watches. Returns of how many."""
-        await self._each_watched("SREM", watcher, users)
-        # A session may watch them, also since just now: then put them back.
-        again = (await self._watched_by(watcher)).intersection(users)
+        left = set(users) - await self._watched_by(watcher)
+        if not left:
+            return 0
+        await self._each_watched("SREM", watcher, left)
+        # A session may watch them since just now: then put them back.
+        again = left & await self._watched_by(watcher)
         if again:
             await self._each_watched("SADD", watcher, again)
-        return len(users) - len(again)
+        return len(left) - len(again)
 
     async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
+        away: dict[int, StoreUnavailable] = {}  # nobody else's record waits for a partition that is
         for keys, some in self._piped(users):
-            await self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in some))
+            if keys.partition not in away:
+                try:
+                    await self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in some))
+                except StoreUnavailable as error:
+                    away[keys.partition] = error
+        for one in away.values():
+            raise one
 
     async def _watched_by(self, user: str) -> set[str]:
         keys = self._of(user)
@@ -450,17 +455,27 @@ class RedisStore:
                 await self._pipe(keys, ("SADD", watching, *again))
         return set().union(*watched)
 
-    async def renew_watches(self, sessions: Iterable[Session]) -> Sequence[Session]:
-        lost: list[Session] = []
+    async def renew_watches(self, sessions: Iterable[Session]) -> AsyncIterator[Sequence[Session]]:
+        away: StoreUnavailable | None = None
         watching = (session for session in sessions if session.watched)
         for keys, group in self._by_partition(watching, attrgetter("user")):
-            for page in _pieces(group, PAGE):
-                names = (
-                    keys.user(session.user, name) for session in page for name in (f"watching:{session.id}", "watching")
-                )
-                found = await self._pipe(keys, *(("EXPIRE", name, self._watch_ttl) for name in names))
-                lost += [session for session, *kept in zip(page, found[::2], found[1::2], strict=True) if not all(kept)]
-        return lost
+            try:
+                for page in _pieces(group, PIPED):
+                    commands: list[tuple[Any, ...]] = []
+                    for session in page:
+                        name = keys.user(session.user, f"watching:{session.id}")
+                        both = [("EXPIRE", key, self._watch_ttl) for key in (name, keys.user(session.user, "watching"))]
+                        commands += [*both, ("SCARD", name)]
+                    found = iter(await self._pipe(keys, *commands))
+                    yield [
+                        session
+                        for session, kept, listed, count in zip(page, found, found, found, strict=True)
+                        if not (kept and listed and count == len(session.watched))
+                    ]
+            except StoreUnavailable as error:
+                away = error
+        if away:
+            raise away
 
     async def record_watchers(self, watchers: Mapping[str, Collection[str]]) -> None:
         for keys, some in self._piped(watchers):

@@ -71,7 +71,7 @@ async def test_with_one_partition_the_keys_are_the_guides(deployment):
     """DESIGN §3: "Keys of the guide, exactly as written there"; §3.7: "With 1 (the default)"."""
     store = await deployment.instance()
     one = await connect(store, "alice", "s1", "mobile")
-    await store.watch(one, ["bob"])
+    await watch(store, one, ["bob"])
     await store.backlog("history", 0, 0, 10)
     await store.hold("relay", 5)
     redis = deployment.redis
@@ -117,7 +117,7 @@ async def test_all_keys_of_a_user_and_of_its_partition_share_a_slot(deployment):
     store = await deployment.instance()
     for user in many_users:
         one = await connect(store, user)
-        await store.watch(one, many_users)
+        await watch(store, one, many_users)
         store.partition_of(user)
     for partition in range(12):
         await store.backlog("history", partition, 0, 10)
@@ -819,7 +819,7 @@ async def test_while_the_store_does_not_answer_it_is_unavailable(deployment):
             store.sweep(0),
             store.online_count(),
             store.sessions_of("alice"),
-            store.watch(session("alice"), ["bob"]),
+            watch(store, session("alice"), ["bob"]),
             store.repair(),
             store.hold("work", 1),
             store.backlog("history", 0, 0, 1),
@@ -1299,31 +1299,75 @@ async def test_during_the_amnesty_nobody_is_settled(deployment):
 # Watching
 
 
+async def watch(store, session, users):
+    session.watched |= set(users)
+    await store.record_watches(session)
+
+
+async def unwatch(store, session, users):
+    session.watched -= set(users)
+    await store.record_watches(session)
+
+
+def watchers(deployment, user):
+    return deployment.redis.smembers(deployment.key(user, "watchers"))
+
+
 async def test_watchers_are_recorded_for_whoever_looks(deployment):
     """DESIGN §4: "`presence:user:{userId}:watchers` is what the guide promises to whoever looks"."""
     store = await deployment.instance(watch_ttl=600.0)
     one = await connect(store, "alice")
-    await store.watch(one, many_users)
+    await watch(store, one, many_users)
     for user in many_users:
-        assert deployment.redis.smembers(deployment.key(user, "watchers")) == {"alice"}
+        assert watchers(deployment, user) == {"alice"}
     assert deployment.redis.smembers(deployment.key("alice", f"watching:{one.id}")) == set(many_users)
     assert 590 < deployment.redis.ttl(deployment.key("alice", f"watching:{one.id}")) <= 600
-    await store.unwatch(one, many_users[:20])
+    await unwatch(store, one, many_users[:20])
     watched = {user for user in many_users if deployment.redis.exists(deployment.key(user, "watchers"))}
     assert watched == set(many_users[20:])
+    one.closed = True
+    await store.record_watches(one)
+    assert deployment.redis.keys("*watchers") == []
+
+
+async def test_what_is_recorded_is_not_recorded_again(deployment):
+    store = await deployment.instance()
+    one = session("alice")
+    await watch(store, one, many_users)
+    before = deployment.redis.info("commandstats")["cmdstat_sadd"]["calls"]
+    await store.record_watches(one)
+    assert deployment.redis.info("commandstats")["cmdstat_sadd"]["calls"] == before
 
 
 async def test_of_two_sessions_of_one_watcher_the_last_one_takes_it_away(deployment):
     """DESIGN §4: "w leaves u's watchers when no `watching` set of w holds u"."""
     store, other = await deployment.instance(), await deployment.instance()
     one, two = session("alice"), session("alice")
-    await store.watch(one, ["bob", "carol"])
-    await other.watch(two, ["bob"])
-    await store.unwatch(one, ["bob", "carol"])
-    assert deployment.redis.smembers(deployment.key("bob", "watchers")) == {"alice"}
+    await watch(store, one, ["bob", "carol"])
+    await watch(other, two, ["bob"])
+    await unwatch(store, one, ["bob", "carol"])
+    assert watchers(deployment, "bob") == {"alice"}
     assert not deployment.redis.exists(deployment.key("carol", "watchers"))
-    await other.unwatch(two, ["bob"])
+    await unwatch(other, two, ["bob"])
     assert not deployment.redis.exists(deployment.key("bob", "watchers"))
+
+
+async def test_a_watcher_with_another_session_is_never_missing(deployment, monkeypatch):
+    """Whatever a removal is interrupted by."""
+    store = await deployment.instance()
+    one, two = session("alice"), session("alice")
+    await watch(store, one, ["bob"])
+    await watch(store, two, ["bob"])
+    asked = []
+
+    async def note(*asks: object) -> None:
+        asked.append(asks)
+
+    monkeypatch.setattr(store, "_each_watched", note)
+    await unwatch(store, one, ["bob"])
+    assert asked == []
+    await unwatch(store, two, ["bob"])
+    assert asked == [("SREM", "alice", {"bob"})]
 
 
 async def test_watching_and_unwatching_at_once_leaves_the_watchers_right(deployment):
@@ -1333,55 +1377,106 @@ async def test_watching_and_unwatching_at_once_leaves_the_watchers_right(deploym
     for _ in range(40):
         for one in sessions:
             one.watched = set(rng.sample(["bob", "carol"], rng.randrange(3)))
-
-        async def change(store, one):
-            gone = [user for user in ("bob", "carol") if user not in one.watched]
-            if gone:
-                await store.unwatch(one, gone)
-            if one.watched:
-                await store.watch(one, list(one.watched))
-
-        await asyncio.gather(*map(change, stores, sessions))
+        await asyncio.gather(*(store.record_watches(one) for store, one in zip(stores, sessions, strict=True)))
         for user in ("bob", "carol"):
             watched = any(user in one.watched for one in sessions)
-            assert deployment.redis.smembers(deployment.key(user, "watchers")) == ({"alice"} if watched else set())
+            assert watchers(deployment, user) == ({"alice"} if watched else set())
 
 
 async def test_watching_nobody_is_a_no_op(deployment):
     store = await deployment.instance()
-    await store.watch(session("alice"), [])
-    await store.unwatch(session("alice"), [])
+    await store.record_watches(session("alice"))
     assert store.health.state == "up"
     assert deployment.redis.keys("*watch*") == []
+
+
+async def test_a_record_that_failed_half_way_is_made_good(deployment, monkeypatch):
+    store = await deployment.instance()
+    one = session("alice")
+
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_each_watched", fail)
+        with pytest.raises(StoreUnavailable):
+            await watch(store, one, ["bob"])
+    await store.record_watches(one)
+    assert watchers(deployment, "bob") == set(), "all seems to be recorded"
+    await store.record_watches(one, anew=True)
+    assert watchers(deployment, "bob") == {"alice"}
+
+
+def lose(store, monkeypatch, *names):
+    """Have the partition of the first user away: for all commands, or those on keys with these names. Returns it."""
+    pipe, lost = store._pipe, store.partition_of(many_users[0])
+
+    async def piped(keys, *commands):
+        if keys.partition == lost and (not names or commands[0][1].endswith(names)):
+            raise StoreUnavailable("away")
+        return await pipe(keys, *commands)
+
+    monkeypatch.setattr(store, "_pipe", piped)
+    return lost
+
+
+async def test_a_partition_that_is_away_keeps_nobody_out_of_the_others(deployment, monkeypatch):
+    store = await deployment.instance()
+    lost = lose(store, monkeypatch, ":watchers")
+    with pytest.raises(StoreUnavailable):
+        await watch(store, session("alice"), many_users)
+    recorded = {user for user in many_users if watchers(deployment, user)}
+    assert recorded == {user for user in many_users if store.partition_of(user) != lost}
+
+
+async def renewed(store, *sessions, into=None):
+    found = [] if into is None else into
+    async for lost in store.renew_watches(sessions):
+        found += lost
+    return found
 
 
 async def test_records_of_watches_are_kept_while_the_connection_lives(deployment):
     """DESIGN §3: "TTL of two cleanup periods, renewed while the connection lives"."""
     store = await deployment.instance(watch_ttl=600.0)
-    one, lost, other, idle = [session("alice") for _ in range(4)]
-    for own in (one, lost, other):
-        own.watched = {"bob", own.id}
-        await store.watch(own, list(own.watched))
-    keys = {own.id: deployment.key("alice", f"watching:{own.id}") for own in (one, lost, other)}
+    one, lost, less, idle = [session("alice") for _ in range(4)]
+    for own in (one, lost, less):
+        await watch(store, own, ["bob", own.id])
+    keys = {own.id: deployment.key("alice", f"watching:{own.id}") for own in (one, lost, less)}
     deployment.redis.expire(keys[one.id], 5)
     deployment.redis.expire(deployment.key("alice", "watching"), 5)
-    deployment.redis.delete(keys[lost.id], keys[other.id])
-    assert await store.renew_watches([one, lost, other, idle]) == [lost, other]
+    deployment.redis.delete(keys[lost.id])
+    deployment.redis.srem(keys[less.id], "bob")
+    assert await renewed(store, one, lost, less, idle) == [lost, less]
     assert deployment.redis.ttl(keys[one.id]) > 590
     assert deployment.redis.ttl(deployment.key("alice", "watching")) > 590
-    assert not deployment.redis.exists(keys[lost.id], keys[other.id])
+    await store.record_watches(lost)
+    await store.record_watches(less)
+    assert await renewed(store, one, lost, less, idle) == []
+
+
+async def test_where_a_partition_is_away_the_other_records_are_kept(deployment, monkeypatch):
+    store = await deployment.instance()
+    sessions = [session(user) for user in many_users]
+    for one in sessions:
+        one.watched = {"bob"}
+    away = lose(store, monkeypatch)
+    found: list[object] = []
+    with pytest.raises(StoreUnavailable):
+        await renewed(store, *sessions, into=found)
+    assert {one.user for one in found} == {user for user in many_users if store.partition_of(user) != away}
 
 
 async def test_the_records_of_what_one_user_watches_do_not_grow_for_ever(deployment):
     """DESIGN §4: "must not grow for ever": a user with one lasting session and many short ones."""
     store = await deployment.instance()
     lasting = session("alice")
-    await store.watch(lasting, ["bob"])
+    await watch(store, lasting, ["bob"])
     for _ in range(20):
         short = session("alice")
-        await store.watch(short, ["bob", "carol"])
-        await store.unwatch(short, ["carol"])
-        await store.unwatch(short, ["bob"])
+        await watch(store, short, ["bob", "carol"])
+        await unwatch(store, short, ["carol"])
+        await unwatch(store, short, ["bob"])
     assert deployment.redis.smembers(deployment.key("alice", "watching")) == {lasting.id}
 
 
@@ -1395,7 +1490,7 @@ async def test_where_all_agrees_the_cleanup_repairs_nothing(deployment):
     store = await deployment.instance()
     for user in many_users:
         one = await connect(store, user)
-        await store.watch(one, many_users)
+        await watch(store, one, many_users)
     for user in many_users[:5]:
         await end(store, await connect(store, f"gone-{user}"))
     await deployment.sweep(store)
@@ -1457,8 +1552,8 @@ async def test_the_cleanup_removes_watchers_that_no_longer_watch(deployment):
     """DESIGN §4: "It must be right again one cleanup period after any crash"."""
     store = await deployment.instance()
     one, crashed = session("alice"), session("dave")
-    await store.watch(one, ["bob", "carol"])
-    await store.watch(crashed, ["bob"])
+    await watch(store, one, ["bob", "carol"])
+    await watch(store, crashed, ["bob"])
     deployment.redis.delete(deployment.key("dave", f"watching:{crashed.id}"))  # lapsed
     deployment.redis.sadd(deployment.key("eve", "watchers"), "alice", "nobody")
     await deployment.sweep(store)
@@ -1473,7 +1568,7 @@ async def test_the_cleanup_asks_for_many_watchers_at_once(deployment, monkeypatc
     store = await deployment.instance()
     watchers = [session(f"watcher-{number}") for number in range(250)]
     for one in watchers:
-        await store.watch(one, ["bob", "carol"])
+        await watch(store, one, ["bob", "carol"])
     await deployment.sweep(store)
     asked = []
     ask = store._pipe
@@ -1492,8 +1587,8 @@ async def test_the_cleanup_forgets_sessions_whose_watches_have_lapsed(deployment
     """DESIGN §4: "must not grow for ever": one lasting session keeps the list of a user's sessions."""
     store = await deployment.instance()
     lasting, crashed = session("alice"), session("alice")
-    await store.watch(lasting, ["bob"])
-    await store.watch(crashed, ["bob"])
+    await watch(store, lasting, ["bob"])
+    await watch(store, crashed, ["bob"])
     deployment.redis.delete(deployment.key("alice", f"watching:{crashed.id}"))
     await deployment.sweep(store)
     assert await store.repair() == NOTHING
@@ -1513,14 +1608,13 @@ async def test_keys_is_never_used_and_scan_by_the_cleanup_only(deployment):
     changes = asyncio.create_task(anext(aiter(store.follow(0))))
     one = await connect(store, "alice")
     await refresh(store, one)
-    await store.watch(one, ["bob"])
-    one.watched = {"bob", "carol"}
-    await store.renew_watches([one])
+    await watch(store, one, ["bob"])
+    await renewed(store, one)
     await store.read(["alice", "bob"])
     await store.online_count()
     await store.sessions_of("alice")
     await store.backlog("history", 0, 0, 10)
-    await store.unwatch(one, ["bob"])
+    await unwatch(store, one, ["bob"])
     await within(5, store.shorten(one, Reason.DISCONNECTED, time.monotonic(), 1))
     deployment.lapse(one)
     await deployment.sweep(store)

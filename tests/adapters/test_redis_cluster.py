@@ -206,14 +206,17 @@ async def test_watchers_over_three_primaries(cluster, instance):
                 found.add(user)
         return found
 
-    await store.watch(watcher, users)
+    watcher.watched = set(users)
+    await store.record_watches(watcher)
     assert watched() == set(users)
-    await store.unwatch(watcher, users[:5])
+    watcher.watched = set(users[5:])
+    await store.record_watches(watcher)
     assert watched() == set(users[5:])
     for node in cluster.primaries:
         node.redis().flushall()
-    assert await store.renew_watches([watcher]) == [watcher]
-    await store.watch(watcher, users)
+    watcher.watched = set(users)
+    assert [lost async for lost in store.renew_watches([watcher])] == [[watcher]]
+    await store.record_watches(watcher)
     assert watched() == set(users)
     for base in BASES:
         user = next(user for user in users if BASES[partition_of(user)] == base)
@@ -569,7 +572,8 @@ async def test_a_user_with_the_least_rights_can_do_all_but_look_at_the_settings(
     one = instance(server.url.replace("//", "//presence:hunter2@"), partitions=1)
     await one.settled()
     made = await begin(one.store, "alice")
-    await one.store.watch(made, ["bob"])
+    made.watched = {"bob"}
+    await one.store.record_watches(made)
     await one.store.repair()
     await one.store.backlog("sink", 0, 0, 10)
     await one.store.trim(0, 0)

@@ -577,7 +577,7 @@ async def test_what_others_see_of_the_watchers_is_there_again_after_a_loss(pair:
     ann = users("ann")
     await pair.watch(ann)
     names = {watcher.connected.headers["user-name"] for watcher in pair.watchers if watcher.connected}
-    assert pair.truth.watchers(ann) == names
+    await wait_until(lambda: pair.truth.watchers(ann) == names, what="the watchers")
     await pair.store.restart(empty=True)
     await wait_until(lambda: pair.truth.watchers(ann) == names, SETTLED, what="the watchers")
 

@@ -56,12 +56,8 @@ class StubStore:
         await self.reachable.wait()
         return Reading({user: self.statuses.get(user, Status(user)) for user in users}, frozenset())
 
-    async def watch(self, session: Session, users: Collection[str]) -> None:
-        self.commands.append(("watch", session.user))
-        await self.reachable.wait()
-
-    async def unwatch(self, session: Session, users: Collection[str] | None = None) -> None:
-        self.commands.append(("unwatch", session.user))
+    async def record_watches(self, session: Session, *, anew: bool = False) -> None:
+        self.commands.append(("unwatch" if session.closed else "watch", session.user))
         await self.reachable.wait()
 
     def _note(self, name: str, session: Session) -> Future[None]:

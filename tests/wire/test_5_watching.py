@@ -264,8 +264,8 @@ async def test_unwatched_users_are_told_of_no_more(server, connect, user, users,
     assert len(watcher.events(user)) == count
     assert watcher.connected is not None
     name = watcher.connected.headers["user-name"]
-    assert name not in truth.watchers(user)
-    assert name in truth.watchers(stays)
+    await wait_until(lambda: name not in truth.watchers(user), what="the record that it watches no more")
+    await wait_until(lambda: name in truth.watchers(stays), what="the record that it watches")
     # Watched again it is as new.
     assert (await watcher.watch([user]))[user]["online"] is False
     await connect(server, user)
@@ -357,7 +357,7 @@ async def test_watches_last_as_long_as_the_connection(server, connect, user, use
     await other.expect_event(user, True)
     await client.disconnect()
     await other.expect_event(user, False)
-    assert truth.watchers(user) == {name}
+    await wait_until(lambda: truth.watchers(user) == {name}, what="the record that it watches")
     await other.disconnect()
     await wait_until(lambda: truth.watchers(user) == set(), what="the watch to end with the connection")
     back = await connect(server, name)

@@ -107,9 +107,10 @@ async def test_smembers_of_the_watchers_are_those_who_watch(server, store, conne
         await wait_until(lambda: store.smembers(key) == {bob, carol}, what="both to be recorded")
         await third.disconnect()
         await wait_until(lambda: store.smembers(key) == {bob}, what="a connection that is gone to watch no more")
+        recorded = f"presence:user:{bob}:watching"
+        await wait_until(lambda: store.scard(recorded) == 2, what="both sessions to be recorded")
         await one.unwatch([alice])
-        watching = f"presence:user:{bob}:watching"
-        await wait_until(lambda: store.scard(watching) == 1, what="one of two sessions to watch no more")
+        await wait_until(lambda: store.scard(recorded) == 1, what="one of them to watch no more")
         assert store.smembers(key) == {bob}
     await other.unwatch([alice])
     await wait_until(lambda: store.smembers(key) == set(), what="the last one to watch no more")
@@ -166,6 +167,7 @@ async def test_the_other_keys_are_those_of_the_design(server, store, connect, us
         "presence:version": "string",
         "presence:swept": "string",
     }
+    await wait_until(lambda: store.exists(f"presence:user:{bob}:watchers"), what="it to be recorded who watches")
     assert {key: store.type(key) for key in types} == types
     # Nothing of ours lies outside.
     assert all(key.startswith("presence:") for key in store.scan_iter())
