@@ -413,7 +413,9 @@ class Crowd:
             conn = dial(token=token)
         conn.owner = session
         session.conn = conn
-        self._dialling[conn] = self.engine.now() + CONNECT_LIMIT
+        now = self.engine.now()
+        self._dialling[conn] = now + CONNECT_LIMIT
+        self.ledger.connecting(session.user, str(session.visit + 1), now)
 
     def _redial(self, session: Session, at: float) -> None:
         """Tries again, ever more rarely, and at random: all who lost their connection shall not return together."""
@@ -438,6 +440,7 @@ class Crowd:
         del self._dialling[conn]
         session: Session = conn.owner
         session.conn = conn.owner = None
+        self.ledger.connect_failed(session.user, str(session.visit + 1), at, conn.upgraded_at or None)
         self.counts["connect failures"] += 1
         self.counts[f"refused: {error}"] += 1
         if not self._sheltered:
@@ -453,7 +456,7 @@ class Crowd:
         session.tries = 0
         session.beat_at = conn.upgraded_at
         self.counts["connected"] += 1
-        self.ledger.session_opened(session.user, str(session.visit), at, session.intended)
+        self.ledger.session_opened(session.user, str(session.visit), at, session.intended, conn.upgraded_at)
         self.metrics.record("WS connect", conn.upgraded_at - session.intended)
         self.metrics.record("STOMP CONNECTED", at - session.intended)
         if session.lost_at:

@@ -35,6 +35,8 @@ _SPARED = 10
 """Changes of which a watcher may be told nothing at all, one after the other: a server that tells of none forgot it."""
 EARLY = "early"
 """The kind of an edge that a notice told before the harness itself knew of it."""
+_MAYBE = "maybe"
+"""The kind of an edge that only the server knows of: a CONNECT was sent, and given up before its answer was read."""
 _AWAITED = 60.0
 """Seconds for which what is late may still come, while the run goes on: until then it is not missing."""
 _LOG = 64
@@ -99,6 +101,8 @@ class Edge(NamedTuple):
     """What made it: a kind of `LedgerResult.notice`, `signed-off`, or `EARLY`."""
     intended: float
     """When it was to be made: latencies of an open schedule count from there; s."""
+    asked: float = inf
+    """When the CONNECT was sent of which it comes: the server may have known of it, and have told it, since then; s."""
 
 
 class _Pair(NamedTuple):
@@ -135,12 +139,15 @@ class _Pair(NamedTuple):
 _NEW: Final = _Pair(0, online=False, version=-1)
 _NOBODY: Final[Mapping[str, _Pair]] = MappingProxyType({})
 _NO_VERSIONS: Final[Mapping[int, int]] = MappingProxyType({})
+_NOT: Final[Mapping[str, float]] = MappingProxyType({})
 
 
 class _User:
-    __slots__ = ("base", "changed", "edges", "end", "heard", "sessions", "shared", "versions", "watchers")
+    __slots__ = ("base", "changed", "connecting", "edges", "end", "heard", "sessions", "shared", "versions", "watchers")
 
     def __init__(self) -> None:
+        self.connecting: Mapping[str, float] = _NOT
+        """Session that may be made any moment to when it began to connect; s."""
         self.sessions: dict[str, float | None] = {}
         """Session to the end of its lease, where that is known; s. One that is past may still be revived."""
         self.heard = False
@@ -181,6 +188,12 @@ class _User:
         self.base = upto
         self.versions = {version: n for version, n in self.versions.items() if n > upto} or _NO_VERSIONS
 
+    def connects(self, session: str, since: float) -> None:
+        self.connecting = {**self.connecting, session: since}
+
+    def connects_no_more(self, session: str) -> None:
+        self.connecting = {other: since for other, since in self.connecting.items() if other != session} or _NOT
+
     def drop(self, watcher: str) -> _Pair | None:
         return self.watchers.pop(watcher, None) if isinstance(self.watchers, dict) else None
 
@@ -210,16 +223,43 @@ class Ledger:
 
     # The truth.
 
-    def session_opened(self, user: str, session: str, at: float, intended: float | None = None) -> None:
+    def connecting(self, user: str, session: str, at: float) -> None:
+        """It begins to connect: from its CONNECT on the server may have the session before its answer is read."""
+        self._pass_to(at)
+        self._user(user).connects(session, at)
+
+    def connect_failed(self, user: str, session: str, at: float, asked: float | None = None) -> None:
+        """No answer to the CONNECT was read, and none will be.
+
+        Args:
+            asked: When the CONNECT was sent; None: it was not.
+        """
+        self._pass_to(at)
+        record = self._user(user)
+        record.connects_no_more(session)
+        if asked is None or record.heard:
+            return
+        # The server may have had the session meanwhile, and have told of it; or have known nothing of it.
+        since = max(asked, record.changed)
+        record.edges += [Edge(since, True, _MAYBE, since, asked), Edge(at, False, "lost", at)]
+        record.end += 2
+        record.changed = at
+        self._unsettled.add(user)
+
+    def session_opened(
+        self, user: str, session: str, at: float, intended: float | None = None, asked: float = inf
+    ) -> None:
         """CONNECTED was read, or a session that had signed off says it is online again.
 
         Args:
             intended: When it was to be, if not `at`; likewise below.
+            asked: When the CONNECT was sent.
         """
         self._pass_to(at)
         record = self._user(user)
+        record.connects_no_more(session)
         record.sessions[intern(session)] = None  # of thousands it is the first
-        self._edge(user, record, at, "connect", intended)
+        self._edge(user, record, at, "connect", intended, asked)
 
     def session_ended(self, user: str, session: str, at: float, how: str, intended: float | None = None) -> None:
         """The session is over.
@@ -261,7 +301,7 @@ class Ledger:
         self._pass_to(at)
         record = self._user(user)
         self._result.checked += 1
-        if record.heard == online or record.changed >= asked - _EARLY_OFFLINE:
+        if record.heard == online or record.changed >= asked - _EARLY_OFFLINE or (online and record.connecting):
             return
         if online:
             self._ahead.setdefault(user, []).append(at)
@@ -412,7 +452,7 @@ class Ledger:
             edge = record.edges[upto - 1 - record.base]
             back = record.edges[upto - record.base].at if upto < record.end else inf
             soon = back - edge.at <= _UNDER_WAY or self._is_unsure(pair, edge, min(back, at))
-            if edge.online != pair.online and soon:
+            if edge.online != pair.online and (soon or edge.how == _MAYBE):
                 upto -= 1  # the two are judged together
         return self._judge(record, pair, upto)._replace(since=at, owed=pair.owed or pair.next < upto)
 
@@ -435,6 +475,7 @@ class Ledger:
     ) -> tuple[_Pair, Edge | None]:
         """The pair after a state with a new version was told, and the edge that it is about, if any."""
         same = [n for n in range(pair.next, record.end) if record.edges[n - record.base].online == online]
+        same = [n for n in same if record.edges[n - record.base].how != _MAYBE] or same
         if same:
             # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order;
             # so it is if it was a moment ago.
@@ -445,7 +486,8 @@ class Ledger:
             self._judge(record, pair, n)
             edge = record.edges[n - record.base]
             self._receive(edge, at)
-            return _Pair(n + 1, online, version, at, silent=at, about=edge.at), edge
+            about = None if edge.how == _MAYBE else edge
+            return _Pair(n + 1, online, version, at, silent=at, about=edge.at), about
         if online == pair.online and (snapshot or (online == record.heard and pair.next == record.end)):
             self._result.duplicated += not snapshot
             return pair._replace(version=version, since=at, untold=0, silent=at), None
@@ -482,10 +524,10 @@ class Ledger:
             edge = record.edges[pair.next - record.base]
             early = _EARLY_EXPIRY if edge.how == "expiry" else _EARLY_OFFLINE
             allowed = self._late if pair.online else early
-            if edge.online == pair.online and edge.at - pair.since <= allowed:
+            if edge.online == pair.online and (edge.at - pair.since <= allowed or edge.asked <= pair.since):
                 self._receive(edge, pair.since)
                 return _Pair(pair.next + 1, pair.online, pair.version, edge.at)
-        elif pair.since > before:
+        elif pair.since > before or (pair.online and any(since <= pair.since for since in record.connecting.values())):
             return pair
         self._result.unexpected += 1
         return pair._replace(early=False)
@@ -497,6 +539,8 @@ class Ledger:
         edges = record.edges[pair.next - record.base : upto - record.base]
         untold, silent = pair.untold, pair.silent
         for i, edge in enumerate(edges):
+            if edge.how == _MAYBE or (i and edges[i - 1].how == _MAYBE):
+                continue  # it was not told: then there was nothing to tell
             back = edges[i + 1].at if i + 1 < len(edges) else inf
             # A burst may be told as what it comes to; ten changes and more that take longer are no burst.
             forgotten = untold >= _SPARED and edge.at - silent > _UNDER_WAY
@@ -523,8 +567,9 @@ class Ledger:
     def _receive(self, edge: Edge, at: float) -> None:
         self._result.expected += 1
         self._result.received += 1
-        self._result.late += at - edge.at > self._late
-        self._time(edge, at)
+        if edge.how != _MAYBE:  # of that nobody knows when it was made
+            self._result.late += at - edge.at > self._late
+            self._time(edge, at)
 
     def _time(self, edge: Edge, at: float) -> None:
         kind = _KINDS.get(edge.how, edge.how)
@@ -539,6 +584,8 @@ class Ledger:
         truth, since = (not edges[0].online if edges else record.heard), pair.since
         wrong = 0.0
         for edge in edges:
+            if edge.how == _MAYBE and not pair.online:
+                continue  # who may have been offline is not shown so falsely
             if truth != pair.online:
                 wrong += max(0.0, edge.at - since)
             # That somebody came is on its way until it is late: nobody is falsely offline meanwhile.
@@ -556,7 +603,9 @@ class Ledger:
         if pair is not None and (pair.next < record.end or pair.online != record.heard):
             self._settled(record, pair, at, at - self._late)
 
-    def _edge(self, user: str, record: _User, at: float, how: str, intended: float | None = None) -> None:
+    def _edge(
+        self, user: str, record: _User, at: float, how: str, intended: float | None = None, asked: float = inf
+    ) -> None:
         online = any(end is None or end > at for end in record.sessions.values())
         if online == record.heard:
             return
@@ -565,7 +614,7 @@ class Ledger:
             # A beat is known here before it is known to the server.
             self._settle_ahead(user, at - self._late if how == "connect" else inf)
             self._ahead.pop(user, None)  # the rest was right
-        record.edges.append(Edge(at, online, how, at if intended is None else intended))
+        record.edges.append(Edge(at, online, how, at if intended is None else intended, asked))
         record.end += 1
         self._unsettled.add(user)
         if len(record.edges) >= _LOG:

@@ -440,6 +440,96 @@ def test_a_change_may_be_told_before_the_client_has_read_connected(ledger):
     assert (result.received, faults(result), result.ghost_seconds) == (1, {}, 0.0)
 
 
+def played(ledger: Ledger, *acts: tuple, end: float, every: float = 4.0) -> LedgerResult:
+    """What comes of calls ``(method, arguments)``, taken every so many s as in a run."""
+    total, taken = LedgerResult(), 0.0
+    for name, *arguments in acts:
+        at = arguments[{"told": 5, "checked": 3}.get(name, 2)]
+        while taken + every < at:
+            total += ledger.take(taken := taken + every)
+        getattr(ledger, name)(*arguments)
+    while taken + every < end:
+        total += ledger.take(taken := taken + every)
+    return total + ledger.close(end)
+
+
+WATCHED = ("watching", "w", "v", 1.0, False)
+CONNECTING = ("connecting", "v", "1", 10.0)
+
+
+def test_a_server_may_take_its_time_between_online_and_connected(ledger):
+    """WIRE §3: whoever has read CONNECTED is online; for how long it has been nobody says."""
+    told = ("told", "w", "v", True, 2, False, 12.0)
+    opened = ("session_opened", "v", "1", 35.0, 10.0, 11.0)
+    result = played(ledger, WATCHED, CONNECTING, told, opened, end=50.0)
+    assert (result.received, faults(result), result.ghost_seconds) == (1, {}, 0.0)
+
+
+def test_who_gave_up_may_have_been_online(ledger):
+    acts = [
+        WATCHED,
+        CONNECTING,
+        ("told", "w", "v", True, 2, False, 20.0),
+        ("connect_failed", "v", "1", 40.0, 11.0),
+        ("told", "w", "v", False, 3, False, 40.5),
+    ]
+    result = played(ledger, *acts, end=60.0)
+    assert (result.received, faults(result)) == (2, {})
+    assert result.ghost_seconds == pytest.approx(0.5)
+    assert list(result.notice) == ["lost"], "when it came nobody knows"
+
+
+def test_who_gave_up_may_be_noticed_afterwards(ledger):
+    acts = [
+        WATCHED,
+        CONNECTING,
+        ("connect_failed", "v", "1", 40.0, 11.0),
+        ("told", "w", "v", True, 2, False, 41.0),
+        ("told", "w", "v", False, 3, False, 41.5),
+    ]
+    result = played(ledger, *acts, end=60.0)
+    assert (result.received, faults(result)) == (2, {})
+
+
+def test_of_who_gave_up_nobody_need_have_known(ledger):
+    result = played(ledger, WATCHED, CONNECTING, ("connect_failed", "v", "1", 40.0, 11.0), end=200.0)
+    assert (result.expected, faults(result), result.false_offline_seconds) == (0, {}, 0.0)
+
+
+@pytest.mark.parametrize("back", [40.2, 45.0])
+def test_who_comes_at_the_second_try_is_told_once(ledger, back):
+    acts = [
+        WATCHED,
+        CONNECTING,
+        ("connect_failed", "v", "1", 40.0, 11.0),
+        ("connecting", "v", "1", back - 0.1),
+        ("session_opened", "v", "1", back, back, back - 0.05),
+        ("told", "w", "v", True, 2, False, back + 0.1),
+    ]
+    result = played(ledger, *acts, end=200.0)
+    assert (result.expected, result.received, faults(result)) == (1, 1, {})
+    assert result.notice["connect"].max() == pytest.approx(100, rel=1e-3)
+
+
+def test_who_gave_up_and_stays_online_is_a_ghost(ledger):
+    told = ("told", "w", "v", True, 2, False, 20.0)
+    result = played(ledger, WATCHED, CONNECTING, told, ("connect_failed", "v", "1", 40.0, 11.0), end=140.0)
+    assert faults(result) == {"missing": 1}
+    assert result.ghost_seconds == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("asked", [None, 30.0])
+def test_before_its_connect_was_sent_nobody_was_online(ledger, asked):
+    told = ("told", "w", "v", True, 2, False, 9.0)
+    result = played(ledger, WATCHED, told, CONNECTING, ("connect_failed", "v", "1", 40.0, asked), end=60.0)
+    assert faults(result)["unexpected"] == 1
+
+
+def test_rest_may_know_of_who_is_connecting_and_of_nobody_else(ledger):
+    acts = [CONNECTING, ("checked", "v", True, 19.9, 20.0), ("connect_failed", "v", "1", 40.0, 11.0)]
+    assert played(ledger, *acts, ("checked", "v", True, 59.9, 60.0), end=80.0).contradicted == 1
+
+
 def test_a_short_absence_may_go_untold_a_long_one_may_not(ledger):
     for start, away in ((10.0, 0.9), (30.0, 1.1)):
         ledger.session_ended("u", "s", start, "disconnect")
