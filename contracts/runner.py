@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -31,6 +32,10 @@ _LIMIT_LEASES = 8
 """s, and leases: the longest a case may take besides the waits that it states, and the slack of each step."""
 _LATE = 1.0
 """s: when that limit is noticed later than this, the runner itself was held up."""
+_HELD_UP = 0.25
+"""s: a case that fails while the runner itself was held up for longer may have failed of that, and says so."""
+_PULSE = 0.05
+"""s: between two looks whether it was."""
 _CLOSE_LIMIT = 75.0
 """s: for the end of a case: at most one command of the target, and its connections."""
 _BACK_LEASES = 5
@@ -112,6 +117,8 @@ class _Playing:
         """What cases have left broken: whoever came after that would blame a server that is not whole."""
         self._disturbed: list[Case] = []
         """Those that did not pass, maybe for what others broke while they were idle."""
+        self._held_up: list[tuple[float, float]] = []
+        """When the runner itself came too late, and by how much, s."""
 
     def note(self, result: Result) -> None:
         self.results[result.case.id] = result
@@ -124,6 +131,21 @@ class _Playing:
 
     async def play_all(self, cases: Sequence[Case]) -> None:
         """Play them: together, as many as may be at once; those that disturb others one by one."""
+        pulse = asyncio.create_task(self._feel_pulse())
+        try:
+            await self._play_in_turn(cases)
+        finally:
+            pulse.cancel()
+
+    async def _feel_pulse(self) -> None:
+        while True:
+            due = time.monotonic() + _PULSE
+            await asyncio.sleep(_PULSE)
+            now = time.monotonic()
+            if now - due > _HELD_UP:
+                self._held_up.append((now, now - due))
+
+    async def _play_in_turn(self, cases: Sequence[Case]) -> None:
         # The longest first: then the run takes hardly longer than they do.
         together = sorted((case for case in cases if not case.alone), key=lambda case: -waits(case, self._target.lease))
         # Those that break something last: maybe who is idle is back by then.
@@ -156,9 +178,13 @@ class _Playing:
     async def _play(self, case: Case, stage: Stage) -> None:
         if self._left or self._stop.is_set():
             return
-        turns = stage.turns
+        turns, begun = stage.turns, time.monotonic()
         story = Story(case, self._target, self._name, self._started, self._tokens, stage.idle)
         result = await _run_case(story)
+        late = max((length for at, length in self._held_up if at >= begun), default=0.0)
+        if late and result.outcome is Outcome.FAILED:
+            told = f"the runner was held up for {late:.1f} s meanwhile: on one machine the server may have been, too"
+            result = replace(result, reason="; ".join(filter(None, [result.reason, told])))
         if stage.turns > turns and result.outcome is not Outcome.PASSED and result.left is None:
             self._disturbed.append(case)
         else:

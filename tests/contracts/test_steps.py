@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from math import inf
 from typing import Any
 
 import pytest
@@ -687,6 +688,7 @@ def test_what_needs_other_ids_is_not_run_where_ids_are_uuids(step, runs):
 async def test_a_case_that_overruns_fails_and_names_the_step_that_took_longest(monkeypatch, step):
     monkeypatch.setattr(runner, "_LIMIT", 1.2)
     monkeypatch.setattr(runner, "_LIMIT_LEASES", 0)
+    monkeypatch.setattr(runner, "_HELD_UP", inf)
     async with server(answering()) as port:
         steps = [{"wait": "0s"}, {"connect": "ann"}, step]
         found = (await run(target(port, slack=0.1), [case(*steps)], CLAUSES, probe=False)).results[0]
@@ -707,6 +709,24 @@ async def test_a_case_that_overruns_as_the_runner_was_held_up_is_an_error(monkey
     found = (await run(target(1, slack=0.0), [case({"wait": "0s"})], CLAUSES, probe=False)).results[0]
     assert (found.outcome, found.actual) == (Outcome.ERROR, None)
     assert str(found.reason).startswith("the runner was held up, and the case not over after 0.1 s: step 1 (wait) took")
+
+
+@pytest.mark.parametrize(("blocked", "held_up"), [(0.0, inf), (0.6, 0.25)])
+async def test_a_case_that_fails_while_the_runner_was_held_up_says_so(monkeypatch, blocked, held_up):
+    async def wrong(*_: object) -> None:
+        await asyncio.sleep(0.1)
+        time.sleep(blocked)  # noqa: ASYNC251 (to hold up the loop is the point)
+        await asyncio.sleep(0.1)
+        raise Failed("a RECEIPT", "none came")
+
+    monkeypatch.setattr(runner, "take", wrong)
+    monkeypatch.setattr(runner, "_HELD_UP", held_up)
+    found = (await run(target(1), [case({"wait": "0s"})], CLAUSES, probe=False)).results[0]
+    assert (found.outcome, found.actual) == (Outcome.FAILED, "none came")
+    if blocked:
+        assert re.match(r"the runner was held up for \d\.\d s meanwhile", str(found.reason))
+    else:
+        assert found.reason is None
 
 
 async def test_the_time_of_the_targets_commands_is_not_the_cases(monkeypatch):

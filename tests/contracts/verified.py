@@ -41,7 +41,9 @@ CLAIMS: dict[str, Any] = {"iss": "https://issuer.example", "aud": "presence"}
 IDENTITY = {"jwt_issuer": CLAIMS["iss"], "jwt_audience": CLAIMS["aud"]}
 POLICIES = ("anyone", "contacts")
 REPORTS = ("html", "json", "junit")
+# Few cases at once: instances, store and suite share a machine, maybe with other tests.
 TARGET = """class = "full"
+parallel = 12
 lease = {lease}
 slack = {slack}
 policy = "{policy}"
