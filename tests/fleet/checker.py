@@ -582,7 +582,7 @@ class _Check:
                 self._find("missed", watch.user, change.made, says, lines, watch.session)
             first = next((at for at, told, _ in watch.told if told.version == change.version), None)
             if first is not None and change.made >= watch.since:
-                self.report.slowest = max(self.report.slowest, first - change.made)
+                self.report.slowest = max(self.report.slowest, first - change.since)
 
     def _told_offline(self, watch: Watch) -> None:
         """Whether the watcher was told offline of somebody who was there when that was read.
