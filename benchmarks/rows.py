@@ -425,7 +425,9 @@ async def store_costs() -> list[Row]:
                 found.setdefault("Redis memory per online session", []).append((used() - empty) / count / KIB)
                 watching = made[:1_000]
                 before = used()
-                await in_waves([partial(store.watch, one, users(100, kind=2)) for one in watching])
+                for one in watching:
+                    one.watched = set(users(100, kind=2))
+                await in_waves([partial(store.record_watches, one) for one in watching])
                 found.setdefault("Redis memory per watch", []).append((used() - before) / 100_000 / KIB)
                 some = random.sample(made, 1_000)
                 for what, work in WORK.items():

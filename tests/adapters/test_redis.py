@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from importlib import resources
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from redis.crc import key_slot
@@ -1461,7 +1461,7 @@ async def test_where_a_partition_is_away_the_other_records_are_kept(deployment, 
     for one in sessions:
         one.watched = {"bob"}
     away = lose(store, monkeypatch)
-    found: list[object] = []
+    found: list[Any] = []
     with pytest.raises(StoreUnavailable):
         await renewed(store, *sessions, into=found)
     assert {one.user for one in found} == {user for user in many_users if store.partition_of(user) != away}
