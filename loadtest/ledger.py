@@ -35,8 +35,6 @@ _SPARED = 10
 """Changes of which a watcher may be told nothing at all, one after the other: a server that tells of none forgot it."""
 EARLY = "early"
 """The kind of an edge that a notice told before the harness itself knew of it."""
-_MAYBE = "maybe"
-"""The kind of an edge that only the server knows of: a CONNECT was sent, and given up before its answer was read."""
 _AWAITED = 60.0
 """Seconds for which what is late may still come, while the run goes on: until then it is not missing."""
 _LOG = 64
@@ -122,6 +120,8 @@ class _Pair(NamedTuple):
     """Settled edges that were made since the watcher was told anything."""
     silent: float = 0.0
     """When the first of these was made, or, while there is none, the last word came; s."""
+    excused: bool = False
+    """The state is ahead of the truth for a client that gave up before it had read CONNECTED."""
     about: float = -inf
     """When the edge was made of which the watcher was told last, as is believed, and others followed; s."""
 
@@ -140,14 +140,29 @@ _NEW: Final = _Pair(0, online=False, version=-1)
 _NOBODY: Final[Mapping[str, _Pair]] = MappingProxyType({})
 _NO_VERSIONS: Final[Mapping[int, int]] = MappingProxyType({})
 _NOT: Final[Mapping[str, float]] = MappingProxyType({})
+_NEVER: Final = (inf, -inf)
 
 
 class _User:
-    __slots__ = ("base", "changed", "connecting", "edges", "end", "heard", "sessions", "shared", "versions", "watchers")
+    __slots__ = (
+        "base",
+        "changed",
+        "connecting",
+        "edges",
+        "end",
+        "gave_up",
+        "heard",
+        "sessions",
+        "shared",
+        "versions",
+        "watchers",
+    )
 
     def __init__(self) -> None:
         self.connecting: Mapping[str, float] = _NOT
         """Session that may be made any moment to when it began to connect; s."""
+        self.gave_up = _NEVER
+        """From when to when a CONNECT was sent that was given up before its answer was read; s."""
         self.sessions: dict[str, float | None] = {}
         """Session to the end of its lease, where that is known; s. One that is past may still be revived."""
         self.heard = False
@@ -194,6 +209,10 @@ class _User:
     def connects_no_more(self, session: str) -> None:
         self.connecting = {other: since for other, since in self.connecting.items() if other != session} or _NOT
 
+    def may_connect(self, at: float) -> bool:
+        """A session began to connect before then, and may still have been made."""
+        return any(since <= at for since in self.connecting.values())
+
     def drop(self, watcher: str) -> _Pair | None:
         return self.watchers.pop(watcher, None) if isinstance(self.watchers, dict) else None
 
@@ -229,7 +248,7 @@ class Ledger:
         self._user(user).connects(session, at)
 
     def connect_failed(self, user: str, session: str, at: float, asked: float | None = None) -> None:
-        """No answer to the CONNECT was read, and none will be.
+        """No answer to the CONNECT was read, and none will be: the server may have had the session, and told of it.
 
         Args:
             asked: When the CONNECT was sent; None: it was not.
@@ -237,14 +256,9 @@ class Ledger:
         self._pass_to(at)
         record = self._user(user)
         record.connects_no_more(session)
-        if asked is None or record.heard:
-            return
-        # The server may have had the session meanwhile, and have told of it; or have known nothing of it.
-        since = max(asked, record.changed)
-        record.edges += [Edge(since, True, _MAYBE, since, asked), Edge(at, False, "lost", at)]
-        record.end += 2
-        record.changed = at
-        self._unsettled.add(user)
+        if asked is not None:
+            before, till = record.gave_up
+            record.gave_up = (before if asked <= till + self._late else asked, at)
 
     def session_opened(
         self, user: str, session: str, at: float, intended: float | None = None, asked: float = inf
@@ -301,7 +315,7 @@ class Ledger:
         self._pass_to(at)
         record = self._user(user)
         self._result.checked += 1
-        if record.heard == online or record.changed >= asked - _EARLY_OFFLINE or (online and record.connecting):
+        if record.heard == online or record.changed >= asked - _EARLY_OFFLINE:
             return
         if online:
             self._ahead.setdefault(user, []).append(at)
@@ -404,9 +418,9 @@ class Ledger:
 
     def _settle_ahead(self, user: str, before: float) -> None:
         """Judges what REST said of a user before `before`; of what it said since, the CONNECTED may still be read."""
-        said = self._ahead.pop(user)
-        later = [at for at in said if at > before]
-        self._result.contradicted += len(said) - len(later)
+        said, record = self._ahead.pop(user), self._user(user)
+        later = [at for at in said if at > before or record.may_connect(at)]
+        self._result.contradicted += sum(not self._is_excused(record, at) for at in said if at not in later)
         if later:
             self._ahead[user] = later
 
@@ -452,7 +466,7 @@ class Ledger:
             edge = record.edges[upto - 1 - record.base]
             back = record.edges[upto - record.base].at if upto < record.end else inf
             soon = back - edge.at <= _UNDER_WAY or self._is_unsure(pair, edge, min(back, at))
-            if edge.online != pair.online and (soon or edge.how == _MAYBE):
+            if edge.online != pair.online and soon:
                 upto -= 1  # the two are judged together
         return self._judge(record, pair, upto)._replace(since=at, owed=pair.owed or pair.next < upto)
 
@@ -475,7 +489,6 @@ class Ledger:
     ) -> tuple[_Pair, Edge | None]:
         """The pair after a state with a new version was told, and the edge that it is about, if any."""
         same = [n for n in range(pair.next, record.end) if record.edges[n - record.base].online == online]
-        same = [n for n in same if record.edges[n - record.base].how != _MAYBE] or same
         if same:
             # The oldest that is not late: older ones were replaced. If all are late the server is, and tells in order;
             # so it is if it was a moment ago.
@@ -486,15 +499,14 @@ class Ledger:
             self._judge(record, pair, n)
             edge = record.edges[n - record.base]
             self._receive(edge, at)
-            about = None if edge.how == _MAYBE else edge
-            return _Pair(n + 1, online, version, at, silent=at, about=edge.at), about
+            return _Pair(n + 1, online, version, at, silent=at, about=edge.at), edge
         if online == pair.online and (snapshot or (online == record.heard and pair.next == record.end)):
             self._result.duplicated += not snapshot
             return pair._replace(version=version, since=at, untold=0, silent=at), None
         # Edges that led away from the state just told were passed over, or this state is false.
         self._judge(record, pair, record.end)
         if online == record.heard:
-            self._result.late += not snapshot
+            self._result.late += not (snapshot or pair.early or pair.excused)
             about = record.edges[-1] if pair.owed and record.edges else None
             if about is not None and not snapshot:
                 self._time(about, at)
@@ -527,10 +539,16 @@ class Ledger:
             if edge.online == pair.online and (edge.at - pair.since <= allowed or edge.asked <= pair.since):
                 self._receive(edge, pair.since)
                 return _Pair(pair.next + 1, pair.online, pair.version, edge.at)
-        elif pair.since > before or (pair.online and any(since <= pair.since for since in record.connecting.values())):
+        elif pair.since > before or (pair.online and record.may_connect(pair.since)):
             return pair
-        self._result.unexpected += 1
-        return pair._replace(early=False)
+        excused = self._is_excused(record, pair.since)
+        self._result.unexpected += not excused
+        return pair._replace(early=False, excused=excused)
+
+    def _is_excused(self, record: _User, at: float) -> bool:
+        """What was said then may have been of a session whose client had given up."""
+        asked, till = record.gave_up
+        return asked <= at <= till + self._late
 
     def _judge(self, record: _User, pair: _Pair, upto: int) -> _Pair:
         """Settles the edges from the pair's next up to `upto`, none of which was told; returns the pair after them."""
@@ -539,8 +557,6 @@ class Ledger:
         edges = record.edges[pair.next - record.base : upto - record.base]
         untold, silent = pair.untold, pair.silent
         for i, edge in enumerate(edges):
-            if edge.how == _MAYBE or (i and edges[i - 1].how == _MAYBE):
-                continue  # it was not told: then there was nothing to tell
             back = edges[i + 1].at if i + 1 < len(edges) else inf
             # A burst may be told as what it comes to; ten changes and more that take longer are no burst.
             forgotten = untold >= _SPARED and edge.at - silent > _UNDER_WAY
@@ -567,9 +583,8 @@ class Ledger:
     def _receive(self, edge: Edge, at: float) -> None:
         self._result.expected += 1
         self._result.received += 1
-        if edge.how != _MAYBE:  # of that nobody knows when it was made
-            self._result.late += at - edge.at > self._late
-            self._time(edge, at)
+        self._result.late += at - edge.at > self._late
+        self._time(edge, at)
 
     def _time(self, edge: Edge, at: float) -> None:
         kind = _KINDS.get(edge.how, edge.how)
@@ -580,12 +595,14 @@ class Ledger:
 
     def _count_wrong(self, record: _User, pair: _Pair, at: float) -> None:
         """Adds the time up to `at` for which the pair showed what was not so."""
+        if pair.early:
+            return  # whether it is wrong is still to be seen
         edges = record.edges[pair.next - record.base :]
         truth, since = (not edges[0].online if edges else record.heard), pair.since
+        if pair.excused:
+            since = max(since, record.gave_up[1] + self._late)
         wrong = 0.0
         for edge in edges:
-            if edge.how == _MAYBE and not pair.online:
-                continue  # who may have been offline is not shown so falsely
             if truth != pair.online:
                 wrong += max(0.0, edge.at - since)
             # That somebody came is on its way until it is late: nobody is falsely offline meanwhile.
@@ -612,7 +629,7 @@ class Ledger:
         record.heard, record.changed = online, at
         if online and user in self._ahead:
             # A beat is known here before it is known to the server.
-            self._settle_ahead(user, at - self._late if how == "connect" else inf)
+            self._settle_ahead(user, min(at - self._late, asked) if how == "connect" else inf)
             self._ahead.pop(user, None)  # the rest was right
         record.edges.append(Edge(at, online, how, at if intended is None else intended, asked))
         record.end += 1
