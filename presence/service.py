@@ -293,7 +293,7 @@ class PresenceService:
         """Keep the records of what these sessions watch; make them again where they were lost."""
         async for lost in self.store.renew_watches(sessions):
             for session in lost:
-                self.records.note(session)
+                self.records.note(session, anew=True)
 
     async def revise(self, watcher: Watcher) -> tuple[list[Status], list[str]]:
         """Apply the policy `contacts` to what the session has been told.

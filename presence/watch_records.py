@@ -27,12 +27,16 @@ class WatchRecords:
         self._recorders = [_Recorder(store) for _ in range(RECORDERS)]
 
     def __len__(self) -> int:
-        """How many records are still to be made."""
+        """How many records are to be made and have not been tried yet."""
         return sum(map(len, self._recorders))
 
-    def note(self, session: Session) -> None:
-        """Have it recorded soon what the session watches then; nothing once it is closed."""
-        self._recorders[hash(session.id) % RECORDERS].note(session)
+    def note(self, session: Session, *, anew: bool = False) -> None:
+        """Have it recorded soon what the session watches then; nothing once it is closed.
+
+        Args:
+            anew: all of it, whatever seems to be recorded.
+        """
+        self._recorders[hash(session.id) % RECORDERS].note(session, anew=anew)
 
     async def run(self) -> None:
         """Record, for ever."""
@@ -42,44 +46,55 @@ class WatchRecords:
 
 
 class _Recorder:
-    """Records some of the sessions, one at a time. Its queue is bounded by the open connections and `GONE`."""
+    """Records some of the sessions, one at a time. Its queues are bounded by the open connections and `GONE`."""
 
     def __init__(self, store: PresenceStore) -> None:
         self._store = store
-        self._due: OrderedDict[Session, bool] = OrderedDict()  # and whether a try has failed
+        self._due: OrderedDict[Session, bool] = OrderedDict()  # and whether all of it is to be recorded anew
+        self._failed: OrderedDict[Session, bool] = OrderedDict()  # these wait for the others
         self._some = asyncio.Event()
         self._busy = False
 
     def __len__(self) -> int:
         return len(self._due) + self._busy
 
-    def note(self, session: Session, *, failed: bool = False) -> None:
-        if session.closed and len(self._due) > GONE:
+    def note(self, session: Session, *, anew: bool = False) -> None:
+        failed = self._failed.pop(session, False)
+        if not self._is_left(session):
+            self._due[session] = self._due.get(session, False) or anew or failed
+            self._some.set()
+
+    def _is_left(self, session: Session) -> bool:
+        """Whether its record is left to the cleanup: it has gone, and too many wait."""
+        if left := session.closed and len(self._due) + len(self._failed) >= GONE:
             self._due.pop(session, None)
-            return
-        self._due[session] = self._due.get(session, failed) or failed
-        self._some.set()
+        return left
 
     async def run(self) -> None:
         pause = 0.0
         while True:
             await self._some.wait()
-            session, failed = self._due.popitem(last=False)
-            if not self._due:
+            queue = self._due or self._failed
+            if not queue:
                 self._some.clear()
+                continue
+            session, anew = queue.popitem(last=False)
             self._busy = True
             try:
-                await self._store.record_watches(session, anew=failed)
+                await self._store.record_watches(session, anew=anew)
                 pause = 0.0
             except StoreUnavailable as error:
                 if not pause:
                     log.info("what %s watches is recorded later: %s", session.user, error)
                 pause = min(RETRY, pause * 2 or 0.05)
-                if not session.closed:  # else the cleanup does it
-                    self.note(session, failed=True)  # behind the others
+                if session in self._due:
+                    self._due[session] = True
+                elif not self._is_left(session):
+                    self._failed[session] = True
             except BaseException:
-                self.note(session, failed=True)
+                self.note(session, anew=True)
                 raise
             finally:
                 self._busy = False
-            await asyncio.sleep(pause)
+            if not self._due:
+                await asyncio.sleep(pause)

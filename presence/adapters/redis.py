@@ -420,14 +420,16 @@ class RedisStore:
 
     async def _leave(self, watcher: str, users: Collection[str]) -> int:
         """Take the watcher out of the watchers of those whom none of its sessions watches. Returns of how many."""
-        left = set(users) - await self._watched_by(watcher)
+        left = set(users) - await self._watched_by(watcher, users)
         if not left:
             return 0
-        await self._each_watched("SREM", watcher, left)
-        # A session may watch them since just now: then put them back.
-        again = left & await self._watched_by(watcher)
-        if again:
-            await self._each_watched("SADD", watcher, again)
+        try:
+            await self._each_watched("SREM", watcher, left)
+        finally:
+            # A session may watch them since just now: then put them back.
+            again = await self._watched_by(watcher, left)
+            if again:
+                await self._each_watched("SADD", watcher, again)
         return len(left) - len(again)
 
     async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
@@ -441,19 +443,22 @@ class RedisStore:
         for one in away.values():
             raise one
 
-    async def _watched_by(self, user: str) -> set[str]:
-        keys = self._of(user)
-        watching = keys.user(user, "watching")
+    async def _watched_by(self, watcher: str, users: Collection[str]) -> set[str]:
+        """Those of ``users`` whom a session of the watcher watches. Forgets sessions of which nothing is recorded."""
+        keys, asked = self._of(watcher), list(users)
+        watching = keys.user(watcher, "watching")
         (found,) = await self._pipe(keys, ("SMEMBERS", watching))
         sessions = list(found)
-        watched = await self._pipe(keys, *(("SMEMBERS", keys.user(user, f"watching:{one}")) for one in sessions))
-        if gone := [session for session, users in zip(sessions, watched, strict=True) if not users]:
-            exist = (("EXISTS", keys.user(user, f"watching:{session}")) for session in gone)
-            _, *exists = await self._pipe(keys, ("SREM", watching, *gone), *exist)
+        names = [keys.user(watcher, f"watching:{one}") for one in sessions]
+        exist = await self._pipe(keys, *(("EXISTS", name) for name in names))
+        watched = await self._pipe(keys, *(("SMISMEMBER", name, *asked) for name in names))
+        if gone := [session for session, there in zip(sessions, exist, strict=True) if not there]:
+            asks = (("EXISTS", keys.user(watcher, f"watching:{session}")) for session in gone)
+            _, *exists = await self._pipe(keys, ("SREM", watching, *gone), *asks)
             # One may have begun to watch since: then put it back.
             if again := [session for session, there in zip(gone, exists, strict=True) if there]:
                 await self._pipe(keys, ("SADD", watching, *again))
-        return set().union(*watched)
+        return {user for those in watched for user in compress(asked, those)}
 
     async def renew_watches(self, sessions: Iterable[Session]) -> AsyncIterator[Sequence[Session]]:
         away: StoreUnavailable | None = None
@@ -629,7 +634,7 @@ class RedisStore:
         for (watcher, _), those in zip(sessions, watching, strict=True):
             watched[watcher].update(compress(recorded[watcher], those))
             if not any(those):
-                await self._watched_by(watcher)  # the session may have lapsed: this forgets it
+                await self._watched_by(watcher, recorded[watcher])  # the session may have lapsed: this forgets it
         wrong = ((watcher, set(users) - watched[watcher]) for watcher, users in recorded.items())
         return {watcher: users for watcher, users in wrong if users}
 

@@ -1407,6 +1407,49 @@ async def test_a_record_that_failed_half_way_is_made_good(deployment, monkeypatc
     assert watchers(deployment, "bob") == {"alice"}
 
 
+async def test_an_interrupted_removal_puts_back_who_began_to_watch_meanwhile(deployment, monkeypatch):
+    store = await deployment.instance()
+    one, two = session("alice"), session("alice")
+    two.watched = {"bob"}
+    await watch(store, one, ["bob"])
+    each_watched = store._each_watched
+
+    async def interrupted(command, watcher, users):
+        await each_watched(command, watcher, users)
+        if command == "SREM":
+            monkeypatch.setattr(store, "_each_watched", each_watched)
+            await store.record_watches(two)
+            await each_watched(command, watcher, users)
+            raise StoreUnavailable("away")
+
+    monkeypatch.setattr(store, "_each_watched", interrupted)
+    with pytest.raises(StoreUnavailable):
+        await unwatch(store, one, ["bob"])
+    assert watchers(deployment, "bob") == {"alice"}
+
+
+async def test_a_session_that_is_not_listed_any_more_is_recorded_anew(deployment):
+    store = await deployment.instance()
+    one = session("alice")
+    await watch(store, one, ["bob"])
+    deployment.redis.delete(deployment.key("alice", "watching"))
+    assert await renewed(store, one) == [one]
+    await store.record_watches(one, anew=True)
+    assert deployment.redis.smembers(deployment.key("alice", "watching")) == {one.id}
+
+
+async def test_to_watch_one_user_less_not_all_are_read(deployment):
+    """However many sessions there are, and whatever they watch."""
+    store = await deployment.instance()
+    sessions = [session("alice") for _ in range(5)]
+    for one in sessions:
+        await watch(store, one, many_users)
+    before = deployment.redis.info("commandstats")["cmdstat_smembers"]["calls"]
+    await unwatch(store, sessions[0], many_users[:1])
+    own_and_sessions = deployment.redis.info("commandstats")["cmdstat_smembers"]["calls"] - before
+    assert own_and_sessions == 2
+
+
 def lose(store, monkeypatch, *names):
     """Have the partition of the first user away: for all commands, or those on keys with these names. Returns it."""
     pipe, lost = store._pipe, store.partition_of(many_users[0])
