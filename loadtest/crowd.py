@@ -415,7 +415,7 @@ class Crowd:
         session.conn = conn
         now = self.engine.now()
         self._dialling[conn] = now + CONNECT_LIMIT
-        self.ledger.connecting(session.user, str(session.visit + 1), now)
+        self.ledger.connecting(session.user, now)
 
     def _redial(self, session: Session, at: float) -> None:
         """Tries again, ever more rarely, and at random: all who lost their connection shall not return together."""
@@ -440,7 +440,7 @@ class Crowd:
         del self._dialling[conn]
         session: Session = conn.owner
         session.conn = conn.owner = None
-        self.ledger.connect_failed(session.user, str(session.visit + 1), at, conn.upgraded_at or None)
+        self.ledger.connect_failed(session.user, at, conn.upgraded_at or None)
         self.counts["connect failures"] += 1
         self.counts[f"refused: {error}"] += 1
         if not self._sheltered:

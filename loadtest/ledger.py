@@ -139,7 +139,6 @@ class _Pair(NamedTuple):
 _NEW: Final = _Pair(0, online=False, version=-1)
 _NOBODY: Final[Mapping[str, _Pair]] = MappingProxyType({})
 _NO_VERSIONS: Final[Mapping[int, int]] = MappingProxyType({})
-_NOT: Final[Mapping[str, float]] = MappingProxyType({})
 _NEVER: Final = (inf, -inf)
 
 
@@ -159,8 +158,8 @@ class _User:
     )
 
     def __init__(self) -> None:
-        self.connecting: Mapping[str, float] = _NOT
-        """Session that may be made any moment to when it began to connect; s."""
+        self.connecting = inf
+        """Since when a session connects, which may be made any moment; s."""
         self.gave_up = _NEVER
         """From when to when a CONNECT was sent that was given up before its answer was read; s."""
         self.sessions: dict[str, float | None] = {}
@@ -203,16 +202,6 @@ class _User:
         self.base = upto
         self.versions = {version: n for version, n in self.versions.items() if n > upto} or _NO_VERSIONS
 
-    def connects(self, session: str, since: float) -> None:
-        self.connecting = {**self.connecting, session: since}
-
-    def connects_no_more(self, session: str) -> None:
-        self.connecting = {other: since for other, since in self.connecting.items() if other != session} or _NOT
-
-    def may_connect(self, at: float) -> bool:
-        """A session began to connect before then, and may still have been made."""
-        return any(since <= at for since in self.connecting.values())
-
     def drop(self, watcher: str) -> _Pair | None:
         return self.watchers.pop(watcher, None) if isinstance(self.watchers, dict) else None
 
@@ -242,12 +231,13 @@ class Ledger:
 
     # The truth.
 
-    def connecting(self, user: str, session: str, at: float) -> None:
-        """It begins to connect: from its CONNECT on the server may have the session before its answer is read."""
+    def connecting(self, user: str, at: float) -> None:
+        """A session begins to connect: from its CONNECT on the server may have it before the answer is read."""
         self._pass_to(at)
-        self._user(user).connects(session, at)
+        record = self._user(user)
+        record.connecting = min(record.connecting, at)
 
-    def connect_failed(self, user: str, session: str, at: float, asked: float | None = None) -> None:
+    def connect_failed(self, user: str, at: float, asked: float | None = None) -> None:
         """No answer to the CONNECT was read, and none will be: the server may have had the session, and told of it.
 
         Args:
@@ -255,7 +245,7 @@ class Ledger:
         """
         self._pass_to(at)
         record = self._user(user)
-        record.connects_no_more(session)
+        record.connecting = inf
         if asked is not None:
             before, till = record.gave_up
             record.gave_up = (before if asked <= till + self._late else asked, at)
@@ -271,7 +261,7 @@ class Ledger:
         """
         self._pass_to(at)
         record = self._user(user)
-        record.connects_no_more(session)
+        record.connecting = inf
         record.sessions[intern(session)] = None  # of thousands it is the first
         self._edge(user, record, at, "connect", intended, asked)
 
@@ -419,7 +409,7 @@ class Ledger:
     def _settle_ahead(self, user: str, before: float) -> None:
         """Judges what REST said of a user before `before`; of what it said since, the CONNECTED may still be read."""
         said, record = self._ahead.pop(user), self._user(user)
-        later = [at for at in said if at > before or record.may_connect(at)]
+        later = [at for at in said if at > before or record.connecting <= at]
         self._result.contradicted += sum(not self._is_excused(record, at) for at in said if at not in later)
         if later:
             self._ahead[user] = later
@@ -539,7 +529,7 @@ class Ledger:
             if edge.online == pair.online and (edge.at - pair.since <= allowed or edge.asked <= pair.since):
                 self._receive(edge, pair.since)
                 return _Pair(pair.next + 1, pair.online, pair.version, edge.at)
-        elif pair.since > before or (pair.online and record.may_connect(pair.since)):
+        elif pair.since > before or (pair.online and record.connecting <= pair.since):
             return pair
         excused = self._is_excused(record, pair.since)
         self._result.unexpected += not excused

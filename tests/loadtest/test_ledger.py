@@ -445,7 +445,7 @@ def played(ledger: Ledger, *acts: tuple, end: float, every: float = 4.0) -> Ledg
     """What comes of calls ``(method, arguments)``, taken every so many s as in a run."""
     total, taken = LedgerResult(), 0.0
     for name, *arguments in acts:
-        at = arguments[{"told": 5, "checked": 3}.get(name, 2)]
+        at = arguments[{"told": 5, "checked": 3, "connecting": 1, "connect_failed": 1}.get(name, 2)]
         while taken + every < at:
             total += ledger.take(taken := taken + every)
         getattr(ledger, name)(*arguments)
@@ -455,10 +455,10 @@ def played(ledger: Ledger, *acts: tuple, end: float, every: float = 4.0) -> Ledg
 
 
 WATCHED = ("watching", "w", "v", 1.0, False)
-CONNECTING = ("connecting", "v", "1", 10.0)
+CONNECTING = ("connecting", "v", 10.0)
 
 
-GAVE_UP = ("connect_failed", "v", "1", 40.0, 11.0)
+GAVE_UP = ("connect_failed", "v", 40.0, 11.0)
 """The CONNECT was sent at 11."""
 
 
@@ -480,25 +480,25 @@ def test_a_server_may_take_its_time_between_online_and_connected(ledger):
         [GAVE_UP, told(True, 2, 41.0), told(False, 3, 41.5)],
         [told(True, 2, 20.0), told(False, 3, 39.9), GAVE_UP],
         [told(True, 2, 12.0), told(False, 3, 13.0), told(True, 4, 20.0), GAVE_UP, told(False, 5, 42.0)],
-        [GAVE_UP, ("connecting", "v", "1", 41.0), told(True, 2, 50.0), ("session_opened", "v", "1", 70.0, 41.0, 42.0)],
+        [GAVE_UP, ("connecting", "v", 41.0), told(True, 2, 50.0), ("session_opened", "v", "1", 70.0, 41.0, 42.0)],
         [
             GAVE_UP,
-            ("connecting", "v", "1", 41.0),
+            ("connecting", "v", 41.0),
             told(True, 2, 50.0),
-            ("connect_failed", "v", "1", 71.0, 42.0),
+            ("connect_failed", "v", 71.0, 42.0),
             told(False, 3, 71.2),
         ],
         [
             GAVE_UP,
-            ("connecting", "v", "1", 41.0),
-            ("connect_failed", "v", "1", 71.0, 42.0),
+            ("connecting", "v", 41.0),
+            ("connect_failed", "v", 71.0, 42.0),
             told(True, 2, 71.2),
             told(False, 3, 71.4),
         ],
         [
             told(True, 2, 12.0),
-            ("connect_failed", "v", "1", 13.0, 11.0),
-            ("connecting", "v", "1", 14.0),
+            ("connect_failed", "v", 13.0, 11.0),
+            ("connecting", "v", 14.0),
             ("session_opened", "v", "1", 15.0, 14.0, 14.1),
         ],
         [GAVE_UP],
@@ -536,8 +536,8 @@ def test_the_way_back_of_who_gave_up_may_be_told_after_the_second_try(ledger):
 def test_what_was_lost_before_is_not_made_up_for_by_who_gave_up(ledger):
     ledger.session_ended("u", "s", 10.0, "lost")
     for asked, failed in ((10.5, 10.6), (12.0, 12.1), (15.0, 15.1), (22.0, 22.1), (40.0, 40.1)):
-        ledger.connecting("u", "s", asked - 0.1)
-        ledger.connect_failed("u", "s", failed, asked)
+        ledger.connecting("u", asked - 0.1)
+        ledger.connect_failed("u", failed, asked)
     ledger.told("w", "u", False, 2, False, 41.0)
     result = ledger.close(60.0)
     assert faults(result) == {"late": 1}
@@ -546,7 +546,7 @@ def test_what_was_lost_before_is_not_made_up_for_by_who_gave_up(ledger):
 
 @pytest.mark.parametrize("back", [40.2, 45.0])
 def test_who_comes_at_the_second_try_is_told_once(ledger, back):
-    again = ("connecting", "v", "1", back - 0.1)
+    again = ("connecting", "v", back - 0.1)
     opened = ("session_opened", "v", "1", back, back, back - 0.05)
     acts = [WATCHED, CONNECTING, GAVE_UP, again, opened, told(True, 2, back + 0.1)]
     result = played(ledger, *acts, end=200.0)
@@ -561,7 +561,7 @@ def test_who_gave_up_and_stays_online_is_a_ghost(ledger):
 
 @pytest.mark.parametrize("asked", [None, 30.0])
 def test_before_its_connect_was_sent_nobody_was_online(ledger, asked):
-    failed = ("connect_failed", "v", "1", 40.0, asked)
+    failed = ("connect_failed", "v", 40.0, asked)
     result = played(ledger, WATCHED, told(True, 2, 9.0), CONNECTING, failed, end=60.0)
     assert faults(result)["unexpected"] == 1
 
@@ -571,7 +571,7 @@ def test_rest_may_know_of_who_is_connecting_and_of_nobody_else(ledger, asked, co
     acts = [
         CONNECTING,
         ("checked", "v", True, 19.9, 20.0),
-        ("connect_failed", "v", "1", 40.0, asked),
+        ("connect_failed", "v", 40.0, asked),
         ("checked", "v", True, 59.9, 60.0),
     ]
     assert played(ledger, *acts, end=80.0).contradicted == contradicted
