@@ -404,18 +404,24 @@ class RedisStore:
 
     async def record_watches(self, session: Session, *, anew: bool = False) -> None:
         mine = self._of(session.user)
-        name = mine.user(session.user, f"watching:{session.id}")
-        (found,) = await self._pipe(mine, ("SMEMBERS", name))
-        recorded = set(found)
+        name, sessions = (mine.user(session.user, one) for one in (f"watching:{session.id}", "watching"))
+
+        def adding(users: Collection[str]) -> list[tuple[Any, ...]]:
+            both = ((name, users), (sessions, (session.id,)))
+            return [one for key, values in both for one in (("SADD", key, *values), ("EXPIRE", key, self._watch_ttl))]
+
         watched = set() if session.closed else set(session.watched)
+        few = 0 < len(watched) <= PIPED  # then all of them are as dear as those that are missing, and spare a trip
+        # Here first, or the cleanup takes for left over what is added to the watchers.
+        found, *_ = await self._pipe(mine, ("SMEMBERS", name), *(adding(watched) if few else ()))
+        recorded = set(found)
         if begun := watched if anew else watched - recorded:
-            commands: list[tuple[Any, ...]] = []
-            for key, values in ((name, begun), (mine.user(session.user, "watching"), (session.id,))):
-                commands += [("SADD", key, *values), ("EXPIRE", key, self._watch_ttl)]
-            await self._pipe(mine, *commands)  # first, or the cleanup takes for a left-over what follows
+            if not few:
+                await self._pipe(mine, *adding(begun))
             await self._each_watched("SADD", session.user, begun)
         if ended := recorded - watched:
-            await self._pipe(mine, ("SREM", name, *ended))
+            taken = [("SREM", name, *ended), *([] if watched else [("SREM", sessions, session.id)])]
+            await self._pipe(mine, *taken)
             await self._leave(session.user, ended)
 
     async def _leave(self, watcher: str, users: Collection[str]) -> int:
@@ -450,11 +456,12 @@ class RedisStore:
         (found,) = await self._pipe(keys, ("SMEMBERS", watching))
         sessions = list(found)
         names = [keys.user(watcher, f"watching:{one}") for one in sessions]
-        exist = await self._pipe(keys, *(("EXISTS", name) for name in names))
-        watched = await self._pipe(keys, *(("SMISMEMBER", name, *asked) for name in names))
+        asks = (one for name in names for one in (("EXISTS", name), ("SMISMEMBER", name, *asked)))
+        answers = await self._pipe(keys, *asks)
+        exist, watched = answers[::2], answers[1::2]
         if gone := [session for session, there in zip(sessions, exist, strict=True) if not there]:
-            asks = (("EXISTS", keys.user(watcher, f"watching:{session}")) for session in gone)
-            _, *exists = await self._pipe(keys, ("SREM", watching, *gone), *asks)
+            look = (("EXISTS", keys.user(watcher, f"watching:{session}")) for session in gone)
+            _, *exists = await self._pipe(keys, ("SREM", watching, *gone), *look)
             # One may have begun to watch since: then put it back.
             if again := [session for session, there in zip(gone, exists, strict=True) if there]:
                 await self._pipe(keys, ("SADD", watching, *again))
