@@ -15,6 +15,7 @@ from presence import bootstrap
 from presence.adapters.redis import RedisStore
 from presence.bootstrap import StartError
 from presence.settings import load
+from presence.watch_records import WatchRecords
 from tests.support.process import free_port
 from tests.support.waiting import wait_until
 
@@ -65,13 +66,24 @@ async def test_the_jobs_are_those_that_the_settings_ask_for(settings, more):
     chosen = load(**settings)
     store = RedisStore("redis://127.0.0.1:1/0", instance="i", partitions=chosen.redis_partitions)
     sink: Any = type("History", (), {"name": "h"})()
-    service: Any = type("Service", (), {"store": store, "history": sink})()
+    service: Any = type("Service", (), {"store": store, "history": sink, "records": WatchRecords(store)})()
     endpoint: Any = type("Endpoint", (), {"revise": None})()
     parts = bootstrap._Parts(store, sink, sink, None, None, None)
     names = [name for name, _ in bootstrap._jobs(chosen, parts, service, endpoint)]
     assert names[0] == "store"
     assert len(names) == len(set(names))
-    always = {"store", "sweep 0", "follow 0", "relay 0 to h", "cleanup", "stats", "watches", "lag", "trim"}
+    always = {
+        "store",
+        "sweep 0",
+        "follow 0",
+        "relay 0 to h",
+        "cleanup",
+        "stats",
+        "watches",
+        "watch records",
+        "lag",
+        "trim",
+    }
     assert set(names) == always | more
     await store.close()
 
