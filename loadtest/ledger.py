@@ -100,7 +100,7 @@ class Edge(NamedTuple):
     intended: float
     """When it was to be made: latencies of an open schedule count from there; s."""
     asked: float = inf
-    """When the CONNECT of which it comes was sent, if long ago: since then the server may have told of it; s."""
+    """When the CONNECT of which it comes was sent: since then the server may have told of it; s."""
 
 
 class _Pair(NamedTuple):
@@ -621,8 +621,6 @@ class Ledger:
             # A beat is known here before it is known to the server.
             self._settle_ahead(user, min(at - self._late, asked) if how == "connect" else inf)
             self._ahead.pop(user, None)  # the rest was right
-        if at - asked <= self._late:
-            asked = inf  # so early a notice may be in any case
         record.edges.append(Edge(at, online, how, at if intended is None else intended, asked))
         record.end += 1
         self._unsettled.add(user)
