@@ -60,12 +60,12 @@ class _Recorder:
 
     def note(self, session: Session, *, anew: bool = False) -> None:
         failed = self._failed.pop(session, False)
-        if not self._is_left(session):
+        if not self._left_out(session):
             self._due[session] = self._due.get(session, False) or anew or failed
             self._some.set()
 
-    def _is_left(self, session: Session) -> bool:
-        """Whether its record is left to the cleanup: it has gone, and too many wait."""
+    def _left_out(self, session: Session) -> bool:
+        """Leave its record to the cleanup if it has gone and too many wait. Returns whether that is so."""
         if left := session.closed and len(self._due) + len(self._failed) >= GONE:
             self._due.pop(session, None)
         return left
@@ -89,7 +89,7 @@ class _Recorder:
                 pause = min(RETRY, pause * 2 or 0.05)
                 if session in self._due:
                     self._due[session] = True
-                elif not self._is_left(session):
+                elif not self._left_out(session):
                     self._failed[session] = True
             except BaseException:
                 self.note(session, anew=True)

@@ -439,15 +439,15 @@ class RedisStore:
         return len(left) - len(again)
 
     async def _each_watched(self, command: str, watcher: str, users: Collection[str]) -> None:
-        away: dict[int, StoreUnavailable] = {}  # nobody else's record waits for a partition that is
-        for keys, some in self._piped(users):
-            if keys.partition not in away:
-                try:
+        away: StoreUnavailable | None = None
+        for keys, members in self._by_partition(users):
+            try:
+                for some in _pieces(members, PIPED):
                     await self._pipe(keys, *((command, keys.user(user, "watchers"), watcher) for user in some))
-                except StoreUnavailable as error:
-                    away[keys.partition] = error
-        for one in away.values():
-            raise one
+            except StoreUnavailable as error:
+                away = error  # the other partitions do not wait for it
+        if away:
+            raise away
 
     async def _watched_by(self, watcher: str, users: Collection[str]) -> set[str]:
         """Those of ``users`` whom a session of the watcher watches. Forgets sessions of which nothing is recorded."""
