@@ -17,6 +17,7 @@ from presence.core.model import Session
 from presence.fanout import Fanout, Watcher
 from presence.ports import Health, HistoryUnavailable, StoreUnavailable
 from presence.service import PresenceService, Rules
+from tests.support.recording import recording
 from tests.support.waiting import wait_until
 
 
@@ -468,9 +469,8 @@ async def test_the_records_of_watches_of_open_sessions_are_made_again(deployment
     session = await service.set_user_online("alice", "web", "s1")
     session.watched.add("bob")
     await jobs.renew_watches(service)
-    recording = asyncio.create_task(service.records.run())
-    await wait_until(lambda: deployment.redis.smembers(deployment.key("bob", "watchers")) == {"alice"})
-    recording.cancel()
+    async with recording(service.records):
+        await wait_until(lambda: deployment.redis.smembers(deployment.key("bob", "watchers")) == {"alice"})
 
 
 async def test_open_connections_renew_their_leases(deployment, make_service):

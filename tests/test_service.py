@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from presence.fanout import Fanout, Watcher
 from presence.ports import DirectoryUnavailable, HistoryUnavailable, StoreUnavailable, TooManyConnections
 from presence.service import PAGE, SNAPSHOTS, PresenceService, Rules
 from tests.support.deployment import Deployment
+from tests.support.recording import recording
 from tests.support.waiting import wait_until
 
 
@@ -81,16 +82,6 @@ class Rig:
 
     async def online(self, service: PresenceService, user: str, device: str = "web") -> Session:
         return await service.set_user_online(user, device, f"{user}-{next(self._numbers)}")
-
-    @asynccontextmanager
-    async def recording(self, service: PresenceService) -> AsyncIterator[None]:
-        """Once it is recorded who watches whom."""
-        task = asyncio.create_task(service.records.run())
-        try:
-            await wait_until(lambda: len(service.records) == 0)
-            yield
-        finally:
-            task.cancel()
 
     async def swept(self) -> None:
         await self.deployment.sweep(self.store.port)
@@ -792,7 +783,8 @@ async def test_settling_records_the_watches_again(rig):
     await rig.store.record_watches(session)
     rig.deployment.redis.flushall()
     await settle(rig, service)
-    async with rig.recording(service):
+    async with recording(service.records):
+        await wait_until(lambda: len(service.records) == 0)
         assert rig.deployment.redis.smembers(rig.deployment.key("alice", "watchers")) == {"viewer"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -12,6 +12,7 @@ from presence import watch_records
 from presence.core.model import Session
 from presence.ports import StoreUnavailable
 from presence.watch_records import RECORDERS, WatchRecords
+from tests.support.recording import recording
 from tests.support.waiting import wait_until
 
 
@@ -54,15 +55,10 @@ def alone(monkeypatch):
 
 
 @asynccontextmanager
-async def recording(store):
+async def recorded_in(store):
     records = WatchRecords(store)
-    task = asyncio.create_task(records.run())
-    try:
+    async with recording(records):
         yield records
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def recorded(records):
@@ -89,7 +85,7 @@ def close(records, session):
 
 
 async def test_what_a_session_watches_is_seen_in_the_store(deployment):
-    async with recording(await deployment.instance()) as records:
+    async with recorded_in(await deployment.instance()) as records:
         one, two = session("viewer"), session("other")
         watch(records, one, "alice", "bob")
         watch(records, two, "bob")
@@ -105,38 +101,39 @@ async def test_what_a_session_watches_is_seen_in_the_store(deployment):
         assert deployment.redis.keys("*:watchers") == []
 
 
-async def test_what_changed_meanwhile_is_recorded_at_once_and_as_it_is(store):
+@asynccontextmanager
+async def one_under_way(store):
+    """The records, and a session whose first one is being made; at the end all are."""
     store.reachable.clear()
-    async with recording(store) as records:
+    async with recorded_in(store) as records:
         one = session("viewer")
         watch(records, one, "alice")
         await wait_until(lambda: store.asked)
+        yield records, one
+        store.reachable.set()
+        await recorded(records)
+
+
+async def test_what_changed_meanwhile_is_recorded_at_once_and_as_it_is(store):
+    async with one_under_way(store) as (records, one):
         watch(records, one, "bob", "carol")
         unwatch(records, one, "alice", "bob")
         watch(records, one, "dave")
         assert len(records) == 2, "one under way, one to follow"
-        store.reachable.set()
-        await recorded(records)
     assert store.asked == [("viewer", {"alice"}, False), ("viewer", {"carol", "dave"}, False)]
 
 
 async def test_the_record_of_one_that_has_gone_is_removed_behind_what_was_under_way(store):
-    store.reachable.clear()
-    async with recording(store) as records:
-        one = session("viewer")
-        watch(records, one, "alice")
-        await wait_until(lambda: store.asked)
+    async with one_under_way(store) as (records, one):
         watch(records, one, "bob")
         close(records, one)
-        store.reachable.set()
-        await recorded(records)
     assert store.asked == [("viewer", {"alice"}, False), ("viewer", set(), False)]
 
 
 async def test_of_thousands_who_come_and_go_a_few_are_recorded_at_a_time(store):
     """Else all else waits behind them: of 19,000 who came back at once 1,000 were told that the store is away."""
     store.reachable.clear()
-    async with recording(store) as records:
+    async with recorded_in(store) as records:
         sessions = [session(f"viewer-{number}") for number in range(50 * RECORDERS)]
         for one in sessions:
             watch(records, one, "alice")
@@ -153,7 +150,7 @@ async def test_of_thousands_who_come_and_go_a_few_are_recorded_at_a_time(store):
 @pytest.mark.usefixtures("impatient")
 async def test_while_the_store_is_away_nothing_is_forgotten(store):
     store.away = True
-    async with recording(store) as records:
+    async with recorded_in(store) as records:
         stays, leaves = session("stays"), session("leaves")
         watch(records, stays, "alice")
         watch(records, leaves, "alice")
@@ -177,7 +174,7 @@ async def test_those_that_cannot_be_recorded_keep_nobody_out(store, monkeypatch)
             raise StoreUnavailable("its part of the store is away")
 
     monkeypatch.setattr(store, "record_watches", record)
-    async with recording(store) as records:
+    async with recorded_in(store) as records:
         for number in range(20):
             watch(records, session(f"bad-{number}"), "alice")
         await wait_until(lambda: len(tried) > 20)

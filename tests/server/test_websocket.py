@@ -21,6 +21,7 @@ from presence.server.budget import IdBudget
 from presence.server.origins import Origins
 from presence.server.websocket import OUT_LIMIT, PACK_BYTES, Endpoint, EndpointLimits
 from presence.service import Rules
+from tests.support.recording import recording
 from tests.support.stomp_client import QUEUE, Frame, decode, encode
 from tests.support.stub_store import StubStore, service_on, tell
 from tests.support.turns import counted_turns
@@ -460,9 +461,8 @@ async def test_a_lost_connection_ends_its_session_and_what_it_watched_once(stage
     await peer.receipt("r")
     peer.leave()
     await peer.ended()
-    recording = asyncio.create_task(stage.service.records.run())
-    await wait_until(lambda: ("unwatch", "u") in stage.store.commands, what="the watches to be removed")
-    recording.cancel()
+    async with recording(stage.service.records):
+        await wait_until(lambda: ("unwatch", "u") in stage.store.commands, what="the watches to be removed")
     assert stage.store.commands.count(("end", "u")) == 1
 
 
